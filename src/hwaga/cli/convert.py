@@ -1,0 +1,25 @@
+"""`hwaga convert`: a model from one layout to another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import InputError
+
+
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A run, a saved model, a public folder or file.")],
+    dest: Annotated[Path, typer.Argument(metavar="DEST", help="The new folder.")],
+    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="diffusers (the public layout) or hwaga.")],
+) -> None:
+    """Write a model in another layout; nothing is changed on the way, and the way back gives the same bits."""
+    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+        raise InputError(f"{dest} exists already; name a new folder")
+
+    from ..saving import convert as convert_model
+
+    convert_model(source, dest, to)
+    print(dest)

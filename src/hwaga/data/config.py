@@ -1,0 +1,48 @@
+"""The section `data:` of a recipe."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field, field_validator
+
+Side = Annotated[int, Field(ge=1, le=8192)]
+SPLITS = ("train", "held-out", "combinations", "all")
+MARGIN = 8  # `random_crop` stores pictures larger by 1/MARGIN a side (256 for a window of 224 is about that)
+
+
+class DataConfig(BaseModel, frozen=True, extra="forbid"):
+    """What is trained on and how it is prepared. Sizes are (height, width) in pixels; one number means a square."""
+
+    source: str = Field("openmoji", min_length=1)  # "openmoji", "digits" or a folder of pictures
+    size: Side | tuple[Side, Side] = 32
+    split: Literal["train", "held-out", "combinations", "all"] = "train"
+    label: Literal["subgroup", "group", "none"] | None = None
+    # openmoji: Unicode's subgroup (default) or group; a folder: the first sub-folder (group, default) or the whole path
+    # of sub-folders (subgroup); digits: the digit. "none": no labels.
+    language: str = "en"  # of the captions, where the source has several
+    resize: Literal["crop", "pad", "stretch"] = "crop"  # how a picture of another shape is made to fit; pad: with white
+    flip: bool = False  # mirror half of the pictures in training
+    random_crop: bool = False  # store larger by 1/8 and cut a random window in training (its centre otherwise)
+    held_out: float = Field(0.1, ge=0, le=0.5)  # share of a folder kept for measuring; openmoji has its own fixed sets
+    seed: int = Field(0, ge=0)  # of flips and random crops
+
+    @field_validator("source")
+    @classmethod
+    def _no_nul(cls, value: str) -> str:
+        if "\0" in value:
+            raise ValueError("source holds a NUL character; give openmoji, digits or the path of a folder")
+        return value
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) of a picture."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    @property
+    def stored(self) -> tuple[int, int]:
+        """(height, width) of a picture in the cache: larger than `shape` where windows are cut at random."""
+        height, width = self.shape
+        if not self.random_crop:
+            return height, width
+        return height + -(-height // MARGIN), width + -(-width // MARGIN)

@@ -1,0 +1,139 @@
+"""A set of pictures with what is known of them: one class, which every source fills."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ..errors import InputError
+from .augment import augment, centre
+from .cache import digest
+from .config import DataConfig
+
+if TYPE_CHECKING:
+    from ..interfaces import Batch
+
+Progress = Callable[[int, int, str], None]
+"""progress(done, total, what): told while pictures are prepared for the first time."""
+
+
+class LeftOut(NamedTuple):
+    """A file of the source that no picture is taken from."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """n pictures of one split. Of the source: `found` = `used` + len(`left_out`); `used` counts all splits."""
+
+    config: DataConfig
+    split: str
+    names: list[str]  # of the pictures: file names without OpenMoji's ending, paths within a folder
+    labels: np.ndarray | None  # (n,) int64 in 0 ... len(classes) - 1
+    classes: tuple[str, ...]  # the same for every split
+    captions: list[str] | None
+    clusters: np.ndarray  # (n,) int64: number of the near-duplicate cluster, over all splits
+    found: int
+    left_out: list[LeftOut]
+    splits: dict[str, int]  # pictures in each split there is ("all" apart)
+    licence: str | None
+    attribution: str | None
+    store: np.ndarray = field(repr=False)  # (m, 3, H, W) uint8: the source's pictures, mapped
+    rows: np.ndarray = field(repr=False)  # (n,) int64: which of them are ours
+    stored: str = field(repr=False)  # hash of the store and its facts
+    facts: dict[str, Any] = field(default_factory=dict, repr=False)  # what else a summary tells
+    lines: Callable[[], np.ndarray] | None = field(default=None, repr=False)  # opens the line art, rows as `store`
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of a picture."""
+        return self.config.shape
+
+    @property
+    def used(self) -> int:
+        """Pictures taken from the source, over all splits."""
+        return self.found - len(self.left_out)
+
+    @cached_property
+    def label_counts(self) -> np.ndarray | None:
+        """(classes,) int64: pictures of each class in this split."""
+        return None if self.labels is None else np.bincount(self.labels, minlength=len(self.classes))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash over pictures, order, labels, captions and preparation: equal where training sees the same."""
+        config = self.config
+        prepared = [config.shape, config.resize, config.flip, config.random_crop, config.seed]
+        labels = None if self.labels is None else self.labels.tolist()
+        return digest([1, self.stored, self.rows.tolist(), self.names, labels, self.classes, self.captions, prepared])
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """Where a name stands."""
+        return {name: i for i, name in enumerate(self.names)}
+
+    def _at(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        at = np.asarray(indices, dtype=np.int64).reshape(-1)
+        if at.size and (at.min() < 0 or at.max() >= len(self)):
+            raise IndexError(
+                f"index {at.min() if at.min() < 0 else at.max()}: this set has pictures 0 to {len(self) - 1}"
+            )
+        return at
+
+    def _take(self, store: np.ndarray, indices: Sequence[int] | np.ndarray, epochs: np.ndarray | None) -> np.ndarray:
+        at = self._at(indices)
+        pixels = np.asarray(store[self.rows[at]])
+        config = self.config
+        if epochs is None or not (config.flip or config.random_crop):
+            return np.ascontiguousarray(centre(pixels, config.shape))
+        epochs = np.broadcast_to(np.asarray(epochs, dtype=np.int64), at.shape)
+        out = augment(
+            pixels, config.shape, flip=config.flip, crop=config.random_crop, seed=config.seed, epochs=epochs, indices=at
+        )
+        return np.ascontiguousarray(out)
+
+    def pixels(self, indices: Sequence[int] | np.ndarray, epochs: np.ndarray | None = None) -> np.ndarray:
+        """uint8 (n, 3, h, w), RGB; without `epochs` as stored, with them flipped and cut as that epoch sees them."""
+        return self._take(self.store, indices, epochs)
+
+    def line_art(self, indices: Sequence[int] | np.ndarray, epochs: np.ndarray | None = None) -> np.ndarray:
+        """uint8 (n, 3, h, w): the black lines of the drawings on white, flipped and cut as `pixels` is.
+
+        InputError where the source has none (only OpenMoji's drawings have).
+        """
+        if self.lines is None:
+            raise InputError(
+                f"line art of {self.config.source!r}: only the source openmoji has it; extract edges instead"
+            )
+        return self._take(self._lines, indices, epochs)
+
+    @cached_property
+    def _lines(self) -> np.ndarray:
+        assert self.lines is not None
+        return self.lines()
+
+    def batch(self, indices: Sequence[int] | np.ndarray, epochs: np.ndarray | None = None) -> Batch:
+        """Pictures in [-1, 1] with what is known of them; `epochs` (n,) asks for each one's augmentation."""
+        import torch
+
+        from ..interfaces import Batch
+
+        at = self._at(indices)
+        image = self.pixels(at, epochs).astype(np.float32)  # in numpy: torch's threads cost more than they bring here
+        image /= np.float32(127.5)
+        image -= np.float32(1.0)
+        return Batch(
+            image=torch.from_numpy(image),
+            index=torch.from_numpy(at.copy()),
+            label=None if self.labels is None else torch.from_numpy(self.labels[at]),
+            caption=None if self.captions is None else [self.captions[i] for i in at],
+        )

@@ -1,0 +1,1 @@
+"""Public weight formats, one file each, read and written from the same rows."""

@@ -1,0 +1,55 @@
+"""First weights of a network, drawn from a generator that is handed in: the global one is never touched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+Weighted = (nn.Linear, nn.modules.conv._ConvNd)
+
+
+def variance_scaling(weight: Tensor, generator: torch.Generator, scale: float = 1.0, fan: str = "average") -> None:
+    """Uniform with variance scale / fan, where fan is the `average` of inputs and outputs, or the inputs (`in`).
+
+    Source: Glorot and Bengio 2010, eq. 16 (average); He et al. 2015 (in).
+    """
+    place = math.prod(weight.shape[2:])
+    ins, outs = weight.shape[1] * place, weight.shape[0] * place
+    bound = math.sqrt(3 * scale / ((ins + outs) / 2 if fan == "average" else ins))
+    with torch.no_grad():
+        weight.uniform_(-bound, bound, generator=generator)
+
+
+def initialise(
+    module: nn.Module,
+    generator: torch.Generator,
+    weight: Callable[[Tensor, torch.Generator], None] = variance_scaling,
+    zero: Iterable[nn.Module] = (),
+) -> None:
+    """Fills every parameter: linear and convolution weights by `weight`, those of the modules in `zero` with 0, biases
+    with 0, norms with the identity, embeddings from a standard normal. TypeError on a parameter of any other module."""
+    zeros = set(zero)
+    with torch.no_grad():
+        for part in module.modules():
+            if isinstance(part, Weighted):
+                part.weight.zero_() if part in zeros else weight(part.weight, generator)
+                if part.bias is not None:
+                    part.bias.zero_()
+            elif isinstance(part, nn.Embedding):
+                part.weight.normal_(generator=generator)
+            elif isinstance(part, (nn.GroupNorm, nn.LayerNorm)):
+                if part.elementwise_affine if isinstance(part, nn.LayerNorm) else part.affine:
+                    part.weight.fill_(1.0)
+                    part.bias.zero_()
+            elif names := [name for name, _ in part.named_parameters(recurse=False)]:
+                raise TypeError(f"{type(part).__name__} has parameters {names} that nothing here knows how to begin")
+
+
+def build_on(config: object, device: str = "cpu") -> nn.Module:
+    """The network of a config with memory but without values: fill it by `initialise` or from a file."""
+    with torch.device("meta"):
+        network = config.build()  # type: ignore[attr-defined]
+    return network.to_empty(device=device)

@@ -1,0 +1,224 @@
+"""`load`: a model from wherever it is: a run, a saved model, a public folder, a shipped name, a hub id.
+
+What is local never opens a connection. Files of strangers are read as data: nothing in them is executed, paths that lead out of
+the folder are refused, and a config is held against the file's headers before memory is taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import InputError, WorkError, unknown
+from .files import inside, read_json, sha256
+
+if TYPE_CHECKING:
+    import torch
+
+    from .systems.base import System
+
+FORMAT = 1
+SHIPPED = Path(__file__).parent / "shipped"
+PIPELINES = {"DDPMPipeline": "ddpm", "DDIMPipeline": "ddpm", "UNet2DModel": "ddpm"}  # public class: system
+HASHED_BELOW = 64 * 2**20  # files up to this many bytes are held against their hash at each load
+
+
+def load(
+    source: str | Path,
+    device: str = "auto",
+    dtype: str = "auto",
+    components: Mapping[str, str | Path] | None = None,
+    memory: str | int | None = None,
+    compile: bool = False,
+    weights: str | None = None,
+) -> System:
+    """The model at `source`, ready to sample.
+
+    source: a local path (a run, a saved model, a public folder), then a shipped name (openmoji/ddpm), then a hub id.
+    device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1". dtype: "auto" (float32 on a CPU, bfloat16 on a GPU),
+    "float32", "bfloat16", "float16". components: {name: source} to put in another's place. memory: a budget such as "8GB";
+    what would not fit is refused. compile: hand the networks to torch.compile. weights: "ema" or "raw" of files that hold both.
+
+    InputError for what cannot be loaded, with the reason; WorkError where a hub cannot be reached.
+    """
+    from .precision import choose_device, choose_dtype
+
+    place, _ = choose_device(device)
+    kept, slow = choose_dtype(dtype, place)
+    if slow:
+        warnings.warn(slow, stacklevel=2)
+    name, folder = _find(source)
+    if weights not in (None, "ema", "raw"):
+        raise unknown("weights", weights, ("ema", "raw"))
+    if weights == "raw":
+        raise InputError(f"weights='raw': {name} holds the averaged weights alone; leave weights out")
+    if (folder / "model.json").is_file():
+        system = _saved(folder, kept, place)
+    else:
+        system = _public(folder, kept, place)
+    system.about.name = name
+    for part, other in (components or {}).items():
+        _replace(system, part, other, kept, place)
+    _hold_to_budget(system, memory)
+    _prepare(system, compile)
+    return system
+
+
+# --------------------------------------------------------------------------------------------------------------- where it is
+
+
+def shipped() -> list[str]:
+    """Names of the models that came with the package."""
+    found = (file.parent.relative_to(SHIPPED).as_posix() for file in SHIPPED.glob("*/*/model.json"))
+    return sorted(name for name in found if _is_system(SHIPPED / name))
+
+
+def _is_system(folder: Path) -> bool:
+    return "system" in read_json(folder / "model.json")
+
+
+def _find(source: str | Path) -> tuple[str, Path]:
+    """The name to remember and the folder to read."""
+    text, path = str(source), Path(source).expanduser()
+    if path.is_dir():
+        if (path / "recipe.yaml").is_file() and not (path / "model.json").is_file():
+            path = path / "model"  # a run
+            if not (path / "model.json").is_file():
+                raise InputError(f"{source}: this run has saved no model yet; train it on with: hwaga train --resume {source}")
+        return str(path.resolve()), path
+    if path.is_file():
+        raise InputError(f"{source} is a single file; this version loads folders: a run, a saved model, a public folder")
+    if text.startswith("openmoji/"):
+        if text not in shipped():
+            raise unknown("model", text, shipped())
+        return text, SHIPPED / text
+    if isinstance(source, Path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", text) or text.startswith("."):
+        raise InputError(f"{source}: there is no such file or folder, and it is no name of a shipped model ({', '.join(shipped())})")
+    return text, _download(text)
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        pass  # not in the local cache
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except RepositoryNotFoundError:
+        raise InputError(f"{name}: neither a local folder nor a model of the hub") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError, RuntimeError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise WorkError(f"{name} is no local folder, and the hub could not be reached: {first}") from None
+
+
+# --------------------------------------------------------------------------------------------------------------- how it is read
+
+
+def _saved(folder: Path, dtype: torch.dtype, device: torch.device) -> System:
+    """A folder with `model.json`, as hwaga writes it."""
+    from .systems import find
+    from .systems.base import About
+
+    card = read_json(folder / "model.json")
+    where = str(folder / "model.json")
+    if not isinstance(card, dict) or not isinstance(card.get("format"), int):
+        raise InputError(f"{where} is no model card of hwaga: it has no `format`")
+    if card["format"] > FORMAT:
+        raise InputError(f"{where} has format {card['format']}; this version reads up to {FORMAT}: a newer hwaga wrote it")
+    cls = find(str(card.get("system")))
+    config = cls.checked(card.get("config") or {})
+    parts = card.get("components")
+    networks = {}
+    for name, network_config in cls.network_configs(config).items():
+        if not isinstance(parts, dict) or not isinstance(parts.get(name), dict):
+            raise InputError(f"{where} says nothing of the component {name!r}")
+        networks[name] = _component(folder, name, parts[name], network_config, dtype, device)
+    return cls(config, networks, About(**{**card.get("about", {}), "sha256": card.get("sha256")}))
+
+
+def _component(folder: Path, name: str, entry: Mapping[str, Any], config: Any, dtype: Any, device: Any) -> Any:
+    """One network of a saved model: in its own folder, or by reference to another model's."""
+    from .weights.fill import fill
+    from .weights.mapped import Mapped
+
+    if "source" in entry:
+        source, place = _find(str(entry["source"]))
+        file = place / name / "model.safetensors"
+        if entry.get("sha256") != sha256(file):
+            raise InputError(f"{folder}: its {name} is that of {source}, but the weights there are others than it was trained with")
+    else:
+        place = inside(folder, name)
+        file = place / "model.safetensors"
+        expected = (entry.get("files") or {}).get("model.safetensors")
+        if file.is_file() and file.stat().st_size <= HASHED_BELOW and expected and sha256(file) != expected:
+            raise InputError(f"{file} is damaged: it is not the file that model.json was written for")
+    return fill(config, Mapped(file), str(file), dtype, device)
+
+
+def _public(folder: Path, dtype: torch.dtype, device: torch.device) -> System:
+    from .formats.folders import kind_of
+    from .systems import find
+
+    kind = kind_of(folder)
+    if kind is None:
+        raise InputError(f"{folder} holds no model: neither model.json (a saved model) nor model_index.json or config.json (a public folder)")
+    if kind not in PIPELINES:
+        raise InputError(f"{folder} holds a {kind}; this version loads {', '.join(PIPELINES)}")
+    system = find(PIPELINES[kind]).from_diffusers(folder, dtype, device)  # type: ignore[attr-defined]
+    files = sorted(f for f in folder.rglob("*.safetensors") if f.is_file())
+    if sum(f.stat().st_size for f in files) <= HASHED_BELOW:
+        system.about.sha256 = hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
+    return system
+
+
+def _replace(system: System, part: str, source: str | Path, dtype: Any, device: Any) -> None:
+    """Puts another model's network in place of one of this system's."""
+    if part not in system.networks:
+        raise unknown(f"component of {system.title}", part, system.networks)
+    name, folder = _find(source)
+    other = (_saved if (folder / "model.json").is_file() else _public)(folder, dtype, device)
+    if part not in other.networks or other.networks[part].config != system.networks[part].config:
+        raise InputError(f"components[{part!r}]={name}: it has no {part} of the same config as this model's")
+    system.networks[part] = other.networks[part]
+
+
+# ------------------------------------------------------------------------------------------------------------- what it takes
+
+
+def _hold_to_budget(system: System, memory: str | int | None) -> None:
+    """Refuses what would not fit; under a tight budget the transforms of convolutions are not kept."""
+    if memory is None:
+        return
+    from .layers.conv import fit_transforms
+
+    budget = parsed_size(memory)
+    held = sum(p.numel() * p.element_size() for net in system.networks.values() for p in net.parameters())
+    if held > budget:
+        raise InputError(f"memory={memory}: the weights alone take {held / 2**30:.2f} GiB; name at least that, or another dtype")
+    for network in system.networks.values():
+        fit_transforms(network, budget - held)
+
+
+def parsed_size(text: str | int) -> int:
+    """Bytes of "8GB", "512 MiB", "2G" or a number of bytes."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", str(text), re.IGNORECASE)
+    if not match:
+        raise InputError(f"memory={text!r}: a size such as 8GB or 512MB is needed")
+    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+
+
+def _prepare(system: System, compile: bool) -> None:
+    import torch
+
+    for name, network in system.networks.items():
+        network.eval()
+        if compile:
+            system.networks[name] = torch.compile(network)  # type: ignore[assignment]

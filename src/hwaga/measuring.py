@@ -1,0 +1,113 @@
+"""Scores of a model, a folder of pictures or a tensor against real pictures: who paints, what is compared with what."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .data import DataConfig, Dataset, open_data
+from .errors import InputError
+from .recipes import load_recipe
+
+if TYPE_CHECKING:
+    from .evaluation import Scores
+
+PICTURES = 500
+"""How many pictures a model paints for quick work; what the docs state has 2,000."""
+
+
+def measure(
+    samples: Any, reference: Any, split: str, n: int | None, seed: int, metrics: tuple[str, ...], features: Any,
+    sampling: Mapping[str, Any], training: Any, progress: Any,
+) -> Scores:  # fmt: skip
+    """See `hwaga.evaluate`. All that was given is checked before a picture is painted."""
+    from . import evaluation
+
+    if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 2):
+        raise InputError(f"n={n!r}: a whole number of at least 2 pictures is needed")
+    painter = _painter(samples)
+    config = _data_config(reference, samples, painter)
+    real = reference if isinstance(reference, Dataset) else open_data(config, split)
+    if len(real) < 2:
+        raise InputError(f"reference {config.source!r} has {len(real)} pictures in its {split!r} split; at least 2 are needed")
+    trained_on = training if training is not None else _training(config, split)
+    judge = evaluation.load_features(features) if features is None or isinstance(features, (str, Path)) else features
+    settings: dict[str, Any] = {"split": split}
+    pictures = samples
+    if painter is not None:
+        if sampling and (odd := sorted(set(sampling) - set(painter.takes) - set(painter.own))):
+            raise InputError(f"{odd[0]}= given to {painter.title}, which takes {', '.join(painter.takes)}")
+        count, begun = n or PICTURES, time.perf_counter()
+        pictures = painter.sample(n=count, seed=seed, output="tensor", progress=progress is not None, **sampling)
+        settings |= {
+            "system": painter.name, "model": painter.about.name, "sha256": painter.about.sha256, **sampling,
+            "seconds_a_picture": (time.perf_counter() - begun) / count,
+        }  # fmt: skip
+    return evaluation.evaluate(
+        pictures, real, training=trained_on, features=judge, n=n, seed=seed, metrics=metrics, settings=settings,
+        progress=progress,
+    )  # fmt: skip
+
+
+def _painter(samples: Any) -> Any:
+    """The System that paints, or None where the samples are pictures already."""
+    if hasattr(samples, "sample") and hasattr(samples, "networks"):
+        return samples
+    if not isinstance(samples, (str, Path)):
+        return None
+    path = Path(samples).expanduser()
+    marks = ("recipe.yaml", "model.json", "model_index.json", "config.json")
+    if path.is_dir() and not any((path / mark).is_file() for mark in marks):
+        return None  # a folder of pictures
+    from .loading import load
+
+    return load(samples)
+
+
+def _data_config(reference: Any, samples: Any, painter: Any) -> DataConfig:
+    """What the reference is and how it is prepared: at the size of the samples; a run's own data as that run had them."""
+    if isinstance(reference, Dataset):
+        return reference.config
+    if isinstance(reference, DataConfig):
+        return reference
+    if not isinstance(reference, (str, Path)):
+        raise InputError(f"reference={type(reference).__name__}: a source of data, a DataConfig or a Dataset is needed")
+    source = str(reference)
+    if isinstance(samples, (str, Path)) and (Path(samples) / "recipe.yaml").is_file():
+        own = load_recipe(Path(samples) / "recipe.yaml").data
+        if own.source == source:
+            return own
+    return DataConfig(source=source, size=_size(samples, painter))
+
+
+def _size(samples: Any, painter: Any) -> tuple[int, int]:
+    if painter is not None:
+        height, width = painter.about.size
+    elif hasattr(samples, "shape"):
+        height, width = samples.shape[-2:]
+    elif isinstance(samples, Dataset):
+        height, width = samples.size
+    else:
+        height, width = _first_picture(Path(samples).expanduser())
+    return int(height), int(width)
+
+
+def _first_picture(folder: Path) -> tuple[int, int]:
+    from PIL import Image
+
+    if not folder.is_dir():
+        raise InputError(f"samples {str(folder)!r}: there is no such folder of pictures")
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"):
+            try:
+                with Image.open(path) as image:
+                    return image.height, image.width
+            except (OSError, ValueError, Image.DecompressionBombError):
+                continue  # named by whoever reads them all
+    raise InputError(f"samples {str(folder)!r}: no picture is in that folder")
+
+
+def _training(config: DataConfig, split: str) -> Dataset | None:
+    return open_data(config, "train") if split != "train" else None

@@ -1,0 +1,286 @@
+"""From a recipe to what training needs: the device, the data, the system, and whether it all fits in memory.
+
+Everything is opened and checked here, before a run writes its first file.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .errors import InputError
+from .interfaces import Stage
+from .precision import choose_device, choose_dtype
+from .recipes import Recipe
+from .training.config import TrainingConfig
+from .training.loop import StepDraw, on
+from .training.memory import Memory, available_memory, check_fits, largest_batch, predict, process_memory
+
+if TYPE_CHECKING:
+    from .data import Dataset
+    from .systems.base import System
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Where and in which type training computes."""
+
+    device: torch.device
+    dtype: torch.dtype
+    threads: int
+
+
+@contextmanager
+def choose(recipe: Recipe, say: Say) -> Iterator[Chosen]:
+    """Inside, torch works with the recipe's number of threads. Says what was chosen where it is not what one expects."""
+    device, line = choose_device(recipe.training.device, "training.device")
+    dtype, slow = choose_dtype(recipe.training.dtype, device, "training.dtype", training=True)
+    for sentence in (line, slow):
+        if sentence:
+            say(sentence)
+    before = torch.get_num_threads()
+    torch.set_num_threads(recipe.training.threads or before)
+    try:
+        yield Chosen(device, dtype, torch.get_num_threads())
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A system with first weights (or those to fine-tune), on its device, and the data that it is trained and judged on."""
+
+    recipe: Recipe
+    chosen: Chosen
+    system: System
+    data: Dataset
+    held_out: Dataset | None
+
+    def reference(self, split: str) -> Dataset:
+        from .data import open_data
+
+        return self.held_out if split == "held-out" and self.held_out is not None else open_data(self.recipe.data, split)
+
+    def machine(self) -> dict[str, Any]:
+        """What the bits of a result depend on beside recipe and data."""
+        return {
+            "torch": torch.__version__, "threads": self.chosen.threads, "device": str(self.chosen.device),
+            "dtype": str(self.chosen.dtype).split(".")[1], "processor": platform.machine(),
+        }  # fmt: skip
+
+    def facts(self) -> dict[str, Any]:
+        """The head of the report."""
+        counts = self.system.parameters_by_network()
+        return {
+            "system": f"{self.system.title} ({self.system.year})",
+            "parameters": ", ".join(f"{name} {count:,}" for name, count in counts.items()),
+            "data": "; ".join(data_lines(self.data, self.held_out)),
+            **self.machine(),
+        }
+
+    def notes(self) -> list[str]:
+        said = [self.data.licence and f"Data licence: {self.data.licence}", self.data.attribution]
+        return [line for line in said if line]
+
+
+def opened(recipe: Recipe, chosen: Chosen, say: Say) -> Prepared:
+    """Data and system of a recipe. InputError for what cannot be used, and for what would not fit in memory."""
+    data, held_out = _data(recipe)
+    for line in data_lines(data, held_out):
+        say(line)
+    memory = _memory(recipe, data, chosen)
+    if memory is not None:
+        stages, predicted = memory
+        free = available_memory(chosen.device)
+
+        def most(name: str) -> int:
+            config = recipe.training.for_stage(name)
+            return largest_batch(
+                stages[name], config, _sample(data), free, dtype=chosen.dtype, frozen=_frozen(predicted, stages, name)
+            )  # fmt: skip
+
+        check_fits(predicted, free, most)
+    system = _create(recipe, data)
+    if recipe.training.start_from is not None:
+        start_from(system, recipe.training.start_from, say)
+    for network in system.networks.values():
+        network.to(chosen.device)
+    return Prepared(recipe, chosen, system, data, held_out)
+
+
+def data_lines(data: Dataset, held_out: Dataset | None) -> list[str]:
+    """What was found, used and left out: found = used + left out."""
+    left = Counter(item.reason for item in data.left_out)
+    lines = [f"data        {data.config.source}: {data.found} pictures found, {sum(left.values())} left out"]
+    lines += [f"  left out  {count}: {reason}" for reason, count in left.most_common()]
+    lines.append(f"  used      {len(data)} to train" + (f", {len(held_out)} held out" if held_out is not None else ""))
+    return lines
+
+
+def start_from(system: System, source: str, say: Say) -> None:
+    """Takes the weights of a trained model wherever names and shapes agree, and says which layers are new.
+
+    InputError if a network has nothing in common with it.
+    """
+    from .loading import load
+
+    old = load(source, device="cpu", dtype="float32")
+    for name, network in system.networks.items():
+        if name not in old.networks:
+            raise InputError(f"training.start_from={source!r} has no network {name!r}; it has {', '.join(old.networks)}")
+        own, given = network.state_dict(), old.networks[name].state_dict()
+        same = {key: value for key, value in given.items() if key in own and own[key].shape == value.shape}
+        new = [key for key in own if key not in same]
+        if not same:
+            raise InputError(f"training.start_from={source!r}: none of the weights of {name!r} fits this recipe's network")
+        network.load_state_dict({**own, **same})
+        say(f"{name}: {len(same)} of {len(own)} tensors from {source}" + (f"; new: {', '.join(new)}" if new else ""))
+
+
+# -------------------------------------------------------------------------------------------------------------- planning
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Of each stage: name, steps, memory, largest batch, seconds a step."""
+
+    parameters: Mapping[str, int]
+    stages: tuple[tuple[str, int, Memory, int, float | None], ...]
+    data: tuple[str, ...]
+
+
+def planned(recipe: Recipe, chosen: Chosen, timed: bool) -> Planned:
+    """What training the recipe would take. Nothing is written but the data's own cache."""
+    data, held_out = _data(recipe)
+    found = _memory(recipe, data, chosen)
+    if found is None:  # no shapes-only form: the real thing
+        system = _create(recipe, data)
+        stages = {stage.name: stage for stage in system.stages()}
+        predicted = {name: _predict(recipe, stage, system.networks, data, chosen) for name, stage in stages.items()}
+    else:
+        stages, predicted = found
+    free = available_memory(chosen.device)
+    fits = all(memory.total - memory.process <= free for memory in predicted.values())
+    clock = _seconds(recipe, _create(recipe, data), data, chosen) if timed and fits else {}
+    rows = []
+    for name, memory in predicted.items():
+        config = recipe.training.for_stage(name)
+        frozen = _frozen(predicted, stages, name)
+        most = largest_batch(stages[name], config, _sample(data), free, dtype=chosen.dtype, frozen=frozen)
+        rows.append((name, config.steps, memory, most, clock.get(name)))
+    networks: dict[str, nn.Module] = {n: m for stage in stages.values() for n, m in stage.networks.items()}
+    parameters = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
+    return Planned(parameters, tuple(rows), tuple(data_lines(data, held_out)))
+
+
+def _memory(recipe: Recipe, data: Dataset, chosen: Chosen) -> tuple[dict[str, Stage], dict[str, Memory]] | None:
+    """Stages on networks without memory, and what each would need; None where a system cannot be made so."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from .systems import find
+    from .systems.base import About
+
+    cls = find(recipe.system)
+    full = cls.checked(cls.complete(dict(recipe.model), data.config.shape, data.classes))
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            networks = {name: config.build() for name, config in cls.network_configs(full).items()}
+        system = cls(full, networks, About(size=data.config.shape, classes=data.classes))
+        stages = {stage.name: stage for stage in system.stages()}
+        return stages, {name: _predict(recipe, stage, networks, data, chosen) for name, stage in stages.items()}
+    except InputError:
+        raise
+    except Exception:  # something in the system asks for values, which a plan does not have
+        return None
+
+
+def _predict(
+    recipe: Recipe, stage: Stage, networks: Mapping[str, nn.Module], data: Dataset, chosen: Chosen
+) -> Memory:  # fmt: skip
+    beside = [network for name, network in networks.items() if name not in stage.networks]
+    frozen = sum(p.numel() * p.element_size() for network in beside for p in network.parameters())
+    config = recipe.training.for_stage(stage.name)
+    return predict(stage, config, _sample(data), frozen=frozen, dtype=chosen.dtype, process=process_memory())
+
+
+def _frozen(predicted: Mapping[str, Memory], stages: Mapping[str, Stage], name: str) -> int:
+    own = sum(p.numel() * p.element_size() for network in stages[name].networks.values() for p in network.parameters())
+    return predicted[name].parameters - own
+
+
+def _seconds(recipe: Recipe, system: System, data: Dataset, chosen: Chosen) -> dict[str, float]:
+    """Seconds a step by stage: forward and backward of a few pictures, the second time, scaled to the batch."""
+    result = {}
+    for network in system.networks.values():
+        network.to(chosen.device)
+    for stage in system.stages():
+        config: TrainingConfig = recipe.training.for_stage(stage.name)
+        count = min(8, config.batch_size)
+        batch = on(_sample(data)(count), chosen.device)
+        draw = StepDraw(0, stage.name, 0, whole=count, device=chosen.device)
+        spent = 0.0
+        for objective in stage.objectives:
+            for _ in range(2):
+                begun = time.perf_counter()
+                with torch.autocast(chosen.device.type, chosen.dtype, enabled=chosen.dtype != torch.float32):
+                    terms = objective.loss(batch, draw)
+                sum((t.float() for n, t in terms.items() if not n.startswith("_")), torch.zeros(())).backward()
+                if chosen.device.type == "cuda":
+                    torch.cuda.synchronize()
+                once = time.perf_counter() - begun
+            spent += once / objective.every
+        result[stage.name] = spent * config.batch_size / count
+    return result
+
+
+# ---------------------------------------------------------------------------------------------------------------- opening
+
+
+def _data(recipe: Recipe) -> tuple[Dataset, Dataset | None]:
+    from .data import open_data
+
+    data = open_data(recipe.data)
+    if not len(data):
+        raise InputError(f"data.source={recipe.data.source!r} has no pictures to train on ({len(data.left_out)} were left out)")
+    held_out = open_data(recipe.data, "held-out")
+    return data, held_out if len(held_out) else None
+
+
+def _sample(data: Dataset) -> Callable[[int], Any]:
+    """A batch of n pictures of the data, over and over again where it has fewer."""
+    return lambda n: data.batch(np.arange(n) % len(data))
+
+
+def _create(recipe: Recipe, data: Dataset) -> System:
+    from .systems import find
+
+    counts = [] if data.labels is None else np.bincount(data.labels, minlength=len(data.classes)).tolist()
+    about = {"data": data.config.source, "data_licence": data.licence, "attribution": data.attribution}
+    return find(recipe.system).create(
+        recipe.model, size=data.config.shape, classes=data.classes, label_counts=counts, seed=recipe.training.seed,
+        about=about, components=_components(recipe),
+    )  # fmt: skip
+
+
+def _components(recipe: Recipe) -> dict[str, nn.Module]:
+    """The trained networks that the recipe names, each from the model that has one of that name."""
+    from .loading import load
+
+    found = {}
+    for name, source in recipe.components.items():
+        networks = load(source, device="cpu", dtype="float32").networks
+        if name not in networks:
+            raise InputError(f"components.{name}={source!r} has no network {name!r}; it has {', '.join(networks)}")
+        found[name] = networks[name].requires_grad_(False)
+    return found

@@ -1,0 +1,93 @@
+"""Saving models: our own folder, and the public layouts that other programs read. Folders are made whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import __version__
+from .errors import InputError, unknown
+from .files import sha256, whole_folder, write_json, write_text
+from .loading import FORMAT, load
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .systems.base import System
+
+FORMATS = ("hwaga", "diffusers")
+
+
+def save(
+    system: System,
+    folder: str | Path,
+    weights: Mapping[str, Mapping[str, Tensor]] | None = None,
+    replace: bool = False,
+    dtype: Any = None,
+) -> Path:
+    """Writes a folder that `load` reads: a folder a component, and last `model.json` with the hashes of all files.
+
+    weights: {network: {name: tensor}} to write in place of the networks' own (averaged ones, say). dtype: to store floating
+    tensors in. An existing folder is an InputError unless `replace`.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    with whole_folder(folder, replace=replace) as part:
+        components: dict[str, Any] = {}
+        for name, network in system.networks.items():
+            place = part / name
+            place.mkdir()
+            config = network.config.model_dump(mode="json")  # type: ignore[union-attr]
+            write_json(place / "config.json", {"network": type(network).__name__, **config})
+            tensors = dict((weights or {}).get(name) or network.state_dict())
+            stored = {}
+            for key, value in tensors.items():
+                keep = dtype if dtype is not None and value.is_floating_point() else value.dtype
+                stored[key] = value.detach().to("cpu", keep).contiguous().clone(memory_format=torch.contiguous_format)
+            save_file(stored, place / "model.safetensors")
+            components[name] = {"files": {f.name: sha256(f) for f in sorted(place.iterdir())}}
+        hashes = "".join(components[name]["files"]["model.safetensors"] for name in sorted(components))
+        about = system.about.model_dump(mode="json", exclude={"name", "sha256", "layout"})
+        card = {
+            "format": FORMAT, "system": system.name, "version": __version__, "about": about,
+            "sha256": hashlib.sha256(hashes.encode()).hexdigest(), "components": components,
+            "config": system.config.model_dump(mode="json"),
+        }  # fmt: skip
+        if system.about.data_licence:
+            write_text(part / "LICENSE.txt", licence_text(system))
+        write_json(part / "model.json", card)
+    return Path(folder)
+
+
+def export(system: System, folder: str | Path, format: str = "diffusers") -> Path:
+    """Writes a public layout: the one that was loaded, if it was; InputError where the network has none."""
+    if format not in FORMATS:
+        raise unknown("format", format, FORMATS)
+    if format == "hwaga":
+        return save(system, folder)
+    if format not in system.formats:
+        raise InputError(f"{system.title} has no {format} layout; it can be exported to: {', '.join(system.formats) or 'none'}")
+    with whole_folder(folder) as part:
+        system.to_diffusers(part)
+        if system.about.data_licence:
+            write_text(part / "LICENSE.txt", licence_text(system))
+    return Path(folder)
+
+
+def convert(source: str | Path, dest: str | Path, to: str) -> Path:
+    """Loads a model and writes it in another format, tensors in the dtype that they were stored in."""
+    if to not in FORMATS:
+        raise unknown("format", to, FORMATS)
+    return export(load(source, device="cpu", dtype="float32"), dest, to)
+
+
+def licence_text(system: System) -> str:
+    """What a saved model says of the data it was trained on."""
+    about = system.about
+    return (
+        f"These weights were trained on data under {about.data_licence} and are given under the same licence.\n"
+        f"{about.attribution or ''}\n"
+    )

@@ -1,0 +1,39 @@
+"""The systems. `hwaga.systems()` tells of each; `find` gives the class of a name.
+
+The room itself can be called, so that `hwaga.systems()` and `hwaga.systems.ddpm` are both what they look like.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+from ..errors import unknown
+
+if TYPE_CHECKING:
+    from .base import System
+
+ROOMS = {"ddpm": ("ddpm", "DDPM")}  # name: (module, class)
+
+
+def find(name: str) -> type[System]:
+    """The class of a system by its name; InputError names those that there are."""
+    if name not in ROOMS:
+        raise unknown("system", name, ROOMS)
+    module, cls = ROOMS[name]
+    return getattr(importlib.import_module(f".{module}", __name__), cls)
+
+
+def systems() -> list[dict[str, Any]]:
+    """Of each system: name, title, year, stages, what `sample` takes, the system's own keywords, public formats."""
+    return [find(name).describe() for name in ROOMS]
+
+
+class _Room(types.ModuleType):
+    def __call__(self) -> list[dict[str, Any]]:
+        return systems()
+
+
+sys.modules[__name__].__class__ = _Room

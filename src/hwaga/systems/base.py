@@ -1,0 +1,253 @@
+"""What every system is: networks with a config, and `sample`, which checks what is asked and deals it out in batches.
+
+A system's own file says the rest: its config, its networks, its stages of training, its denoiser, and how it paints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import torch
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
+
+from ..errors import InputError, unknown
+from ..interfaces import Stage, Step
+from ..layers.initialise import build_on
+from ..provenance import attach, record
+from ..samplers.noise import stream
+from . import request as asked
+from .pictures import to_pil, to_unit
+from .progress import steps_bar
+from .request import Defaults, Request
+
+COMMON = ("n", "size", "seed", "noise", "callback", "output", "progress")  # what every system takes
+
+
+class About(BaseModel):
+    """What a model remembers beside its config: where it comes from and what its numbers mean. Stored in `model.json`."""
+
+    model_config = ConfigDict(extra="allow")
+    size: tuple[int, int] = (32, 32)  # (height, width) in pixels that it was trained at
+    classes: tuple[str, ...] = ()  # names of the labels 0 ... C-1
+    label_counts: tuple[int, ...] = ()  # how often each was trained on
+    data: str | None = None  # source of the training data
+    data_licence: str | None = None
+    attribution: str | None = None
+    name: str | None = None  # "openmoji/ddpm", or the path it was loaded from
+    sha256: str | None = None  # over the weights
+    layout: dict[str, Any] = {}  # how the public files that it was loaded from were laid out
+
+
+class System:
+    """Base of the eleven. `networks` maps names to modules; `config` is frozen; `about` is what a model remembers."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    year: ClassVar[int]
+    paper: ClassVar[str]
+    stage_names: ClassVar[tuple[str, ...]]
+    takes: ClassVar[tuple[str, ...]]  # of the keywords of `sample`, beside those that every system takes
+    own: ClassVar[Mapping[str, str]] = {}  # the system's own keywords, each with a line of explanation
+    formats: ClassVar[tuple[str, ...]] = ()  # public formats that load and save
+    Config: ClassVar[type[BaseModel]]
+
+    def __init__(self, config: Any, networks: Mapping[str, nn.Module], about: About) -> None:
+        self.config = config
+        self.networks = dict(networks)
+        self.about = about
+
+    # ------------------------------------------------------------------------------------------ what a system's file says
+
+    @classmethod
+    def network_configs(cls, config: Any) -> dict[str, Any]:
+        """The configs of the networks, by name; each builds its network."""
+        raise NotImplementedError
+
+    @classmethod
+    def complete(cls, config: dict[str, Any], size: tuple[int, int], classes: Sequence[str]) -> dict[str, Any]:
+        """A recipe's `model:` section with what follows from the data (number of classes, size) filled in."""
+        return config
+
+    @classmethod
+    def check_data(cls, config: Any, size: tuple[int, int]) -> None:
+        """Raises InputError where networks of `config` cannot work at (height, width)."""
+
+    def stages(self) -> list[Stage]:
+        """What is trained, in which order, by which objectives."""
+        raise NotImplementedError
+
+    def defaults(self) -> Defaults:
+        """What `None` means for sampler, steps, guidance_scale."""
+        raise NotImplementedError
+
+    def samplers(self) -> tuple[str, ...]:
+        """The names of the samplers that fit."""
+        raise NotImplementedError
+
+    def factor(self) -> int:
+        """What height and width are multiples of."""
+        raise NotImplementedError
+
+    def label_count(self) -> int:
+        """Number of classes C; 0 without."""
+        return len(self.about.classes)
+
+    def check(self, request: Request) -> None:
+        """Raises InputError for what this system cannot do; called before anything is painted."""
+
+    def paint(self, request: Request) -> Float[Tensor, "n 3 h w"]:
+        """Pictures in about [-1, 1] of one batch of a call."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------------------------------------------------- making
+
+    @classmethod
+    def describe(cls) -> dict[str, Any]:
+        """name, title, year, paper, stages, takes, own, formats."""
+        return {
+            "name": cls.name, "title": cls.title, "year": cls.year, "paper": cls.paper, "stages": list(cls.stage_names),
+            "takes": [*COMMON, *cls.takes], "own": dict(cls.own), "formats": list(cls.formats),
+        }  # fmt: skip
+
+    @classmethod
+    def checked(cls, config: Mapping[str, Any]) -> Any:
+        """The validated config; InputError in one sentence that names the key, the value and what is wrong with it."""
+        try:
+            return cls.Config.model_validate(config)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(("model", *map(str, first["loc"])))
+            raise InputError(f"{cls.name}: {key}={first['input']!r}: {first['msg'].removeprefix('Value error, ')}") from None
+
+    @classmethod
+    def create(
+        cls, config: Mapping[str, Any], *, size: tuple[int, int], classes: Sequence[str] = (),
+        label_counts: Sequence[int] = (), seed: int = 0, about: Mapping[str, Any] | None = None,
+        components: Mapping[str, nn.Module] | None = None,
+    ) -> Self:  # fmt: skip
+        """A new system with first weights, drawn from `seed` alone. `components`: trained networks to take as they are."""
+        full = cls.checked(cls.complete(dict(config), size, classes))
+        cls.check_data(full, size)
+        networks = dict(components or {})
+        for part, network_config in cls.network_configs(full).items():
+            if part not in networks:
+                networks[part] = build_on(network_config)
+                networks[part].initialise(stream(seed, "weights", part))  # type: ignore[operator]
+        memory = {"size": size, "classes": tuple(classes), "label_counts": tuple(label_counts), **(about or {})}
+        return cls(full, networks, About(**memory))
+
+    def parameters_by_network(self) -> dict[str, int]:
+        return {name: sum(p.numel() for p in network.parameters()) for name, network in self.networks.items()}
+
+    @property
+    def _parameter(self) -> nn.Parameter:
+        return next(next(iter(self.networks.values())).parameters())
+
+    @property
+    def device(self) -> torch.device:
+        return self._parameter.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._parameter.dtype
+
+    # -------------------------------------------------------------------------------------------------------------- sample
+
+    @torch.no_grad()
+    def sample(
+        self, n: int = 1, prompt: Any = None, negative_prompt: Any = None, label: Any = None, size: Any = None,
+        steps: int | None = None, sampler: str | None = None, sampler_options: Mapping[str, Any] | None = None,
+        guidance_scale: float | None = None, image: Any = None, mask: Any = None, strength: float | None = None,
+        fit_image: bool = True, keep_unmasked: bool = True, control: Any = None, control_scale: Any = None,
+        seed: int | None = None, noise: Mapping[str, Tensor] | None = None, callback: Callable[[Step], Any] | None = None,
+        output: str = "pil", progress: bool = True, **own: Any,
+    ) -> Any:  # fmt: skip
+        """Paints pictures.
+
+        n: how many; with a list of labels it is the list's length. label: class number 0 ... C-1 or name, or a list, one a
+        picture; None draws it by training frequency. size: (height, width). steps, sampler, sampler_options,
+        guidance_scale: None is the model's default. seed: an int; None draws one. noise: {name: tensor} replays draws.
+        callback: called with each `Step`; raising `errors.Interrupted` in it ends the call. output: "pil" gives a list of
+        PIL images that carry their provenance, "tensor" (n, 3, h, w) float32 in [0, 1].
+
+        InputError for whatever this system cannot take or do; WorkError when a step gives a non-finite number.
+        """
+        given = {
+            "prompt": prompt, "negative_prompt": negative_prompt, "label": label, "steps": steps, "sampler": sampler,
+            "sampler_options": sampler_options, "guidance_scale": guidance_scale, "image": image, "mask": mask,
+            "strength": strength, "control": control, "control_scale": control_scale,
+        }  # fmt: skip
+        self._refuse_foreign(given, own)
+        if output not in ("pil", "tensor"):
+            raise unknown("output", output, ("pil", "tensor"))
+        whole = self._request(n, size, seed, noise, {**given, **own})
+        self.check(whole)
+        parts, painted = list(whole.parts()), []
+        with steps_bar(self.title, len(parts), progress) as advance:
+            for part in parts:
+                painted.append(to_unit(self.paint(asked.watched(part, callback, advance, self.dtype))))
+        pictures = torch.cat(painted)
+        return pictures if output == "tensor" else self._with_provenance(pictures, whole, {**given, **own})
+
+    def preview(self, n: int, seed: int = 0) -> Float[Tensor, "n 3 h w"]:
+        """Pictures of a fixed seed, in [0, 1], for grids while training."""
+        return self.sample(n=n, seed=seed, output="tensor", progress=False)
+
+    def _refuse_foreign(self, given: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+        from . import systems
+
+        for name, value in given.items():
+            if value is not None and name not in self.takes:
+                takers = [s["name"] for s in systems() if name in s["takes"]]
+                others = f"; systems that take {name}=: {', '.join(takers)}" if takers else ""
+                raise InputError(f"{name}= given to {self.title}, which takes {', '.join(f'{t}=' for t in self.takes)}{others}")
+        for name in own:
+            if name not in self.own:
+                raise unknown(f"keyword of {self.title}", name, [*COMMON, *self.takes, *self.own])
+
+    def _request(self, n: Any, size: Any, seed: Any, noise: Any, given: Mapping[str, Any]) -> Request:
+        default = self.defaults()
+        labels, n = asked.listed_labels(given["label"], asked.whole_number("n", n, 1))
+        sampler = default.sampler if given["sampler"] is None else given["sampler"]
+        scale = default.guidance_scale if given["guidance_scale"] is None else given["guidance_scale"]
+        options = asked.checked_sampler(sampler, given["sampler_options"] or {}, self.samplers(), default)
+        seed = asked.fresh_seed() if seed is None else asked.whole_number("seed", seed, 0)
+        steps = default.steps[sampler] if given["steps"] is None else given["steps"]
+        return Request(
+            pictures=tuple(range(n)), total=n, size=asked.checked_size(size, self.about.size, self.factor()),
+            steps=asked.whole_number("steps", steps, 1),
+            sampler=sampler, sampler_options=options,
+            guidance_scale=asked.number("guidance_scale", scale, -1000, 1000), seed=seed,
+            label=self._labels(labels, n, seed), recorded=dict(noise or {}), device=self.device,
+            inputs={k: v for k, v in given.items() if v is not None and (k in self.own or k in ("image", "mask", "strength"))},
+        )  # fmt: skip
+
+    def _labels(self, labels: list[Any] | None, n: int, seed: int) -> Tensor | None:
+        count = self.label_count()
+        if count == 0:
+            if labels is not None:
+                raise InputError(f"label={labels[0]!r}: this model was trained without labels; leave label out")
+            return None
+        if labels is None:
+            return asked.drawn_labels(seed, n, self.about.label_counts or [1] * count)
+        return torch.tensor([asked.class_number(value, count, self.about.classes) for value in labels])
+
+    def _with_provenance(self, pictures: Tensor, request: Request, given: Mapping[str, Any]) -> list[Any]:
+        about, images = self.about, to_pil(pictures)
+        call = {
+            **given, "n": request.total, "size": request.size, "seed": request.seed, "steps": request.steps,
+            "sampler": request.sampler, "sampler_options": dict(request.sampler_options),
+            "guidance_scale": request.guidance_scale, "noise": request.recorded or None,
+        }  # fmt: skip
+        for i, image in enumerate(images):
+            label = None if request.label is None else int(request.label[i])
+            named = about.classes[label] if label is not None and label < len(about.classes) else None
+            attach(image, record(
+                self.name, about.name or "in memory", call, index=i, size=request.size, model_hash=about.sha256,
+                device=str(request.device), dtype=str(self.dtype), label=label, label_name=named,
+                licence=about.data_licence, attribution=about.attribution,
+            ))  # fmt: skip
+        return images

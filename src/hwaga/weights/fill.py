@@ -1,0 +1,42 @@
+"""Putting tensors into a network that was built without memory: every tensor used, every parameter filled, or an error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+
+def fill(
+    config: Any, tensors: Mapping[str, Tensor], where: str, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+) -> nn.Module:
+    """The network of `config` with `tensors` in it. Mapped tensors stay mapped where dtype and device let them.
+
+    The network is first built without memory and its names and shapes are held against the file's: a config that asks for
+    more than the file has is found before anything is allocated. InputError names the tensors that do not fit.
+    """
+    with torch.device("meta"):
+        network = config.build()
+    needed = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    shapes = getattr(tensors, "shapes", None) or {name: tuple(value.shape) for name, value in tensors.items()}
+    if missing := sorted(needed.keys() - shapes.keys()):
+        raise InputError(f"{where} lacks {_some(missing)}, which its config asks for")
+    if foreign := sorted(shapes.keys() - needed.keys()):
+        raise InputError(f"{where} holds {_some(foreign)}, for which its config has no place")
+    for name, shape in needed.items():
+        if shapes[name] != shape:
+            raise InputError(f"{where}: {name} has shape {shapes[name]}, but its config asks for {shape}")
+    floating = lambda t: t.to(device=device, dtype=dtype if t.is_floating_point() else None)  # noqa: E731
+    network.load_state_dict({name: floating(tensors[name]) for name in needed}, assign=True)
+    for parameter in network.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return network
+
+
+def _some(names: list[str]) -> str:
+    rest = f" and {len(names) - 1} more tensors" if len(names) > 1 else ""
+    return f"the tensor {names[0]}{rest}"

@@ -1,0 +1,128 @@
+"""Tensors of safetensors files, mapped and not copied: a file's pages are read when a tensor's values are first used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import InputError
+from ..files import inside, read_json
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+
+class Mapped(Mapping[str, Tensor]):
+    """Tensors by name, of one or several safetensors files. Shapes and dtypes are known from the headers alone."""
+
+    def __init__(self, *files: str | Path, names: Mapping[str, Path] | None = None) -> None:
+        """names: which file holds a tensor, where an index says so (others in the files are stale and not looked at)."""
+        self.files = [Path(f) for f in files]
+        self._open: dict[str, Any] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, torch.dtype] = {}
+        for file in self.files:
+            try:
+                handle = safe_open(file, "pt")
+            except FileNotFoundError:
+                raise InputError(f"{file} is missing") from None
+            except (SafetensorError, OSError, ValueError, OverflowError) as error:
+                raise InputError(f"{file} is not a whole safetensors file: {error}") from None
+            for name in handle.keys():  # noqa: SIM118 (no mapping)
+                if names is None or names.get(name) == file:
+                    part = handle.get_slice(name)
+                    self._open[name] = handle
+                    self.shapes[name] = tuple(part.get_shape())
+                    self.dtypes[name] = DTYPES.get(part.get_dtype(), torch.float32)
+        if names is not None and (lost := sorted(names.keys() - self._open.keys())):
+            raise InputError(f"{names[lost[0]]} lacks the tensor {lost[0]!r}, which the index says it holds")
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._open[name].get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._open)
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    @property
+    def bytes(self) -> int:
+        """Size of all tensors as stored."""
+        return sum(torch.Size(self.shapes[n]).numel() * self.dtypes[n].itemsize for n in self)
+
+
+class Renamed(Mapping[str, Tensor]):
+    """Tensors under other names, still lazily: {new name: old name} of a mapping."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+        self._tensors, self._names = tensors, dict(names)
+        if isinstance(tensors, Mapped):
+            self.shapes = {new: tensors.shapes[old] for new, old in self._names.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[self._names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def read_folder(folder: str | Path, stems: tuple[str, ...]) -> Mapped | dict[str, Tensor]:
+    """The weights in a component's folder: `STEM.safetensors`, or its shards by the index, or, last, `STEM.bin`.
+
+    A `.bin` is a pickle and is read by torch's loader for weights only, which builds nothing but tensors.
+    """
+    folder = Path(folder)
+    for stem in stems:
+        for variant in ("", ".fp16", ".bf16"):
+            file = folder / f"{stem}{variant}.safetensors"
+            index = folder / f"{stem}.safetensors.index{variant}.json"
+            if file.is_file():
+                return Mapped(file)
+            if index.is_file():
+                table = read_json(index).get("weight_map")
+                if not isinstance(table, dict) or not table:
+                    raise InputError(f"{index} has no weight_map")
+                names = {name: inside(folder, str(shard)) for name, shard in table.items()}
+                return Mapped(*sorted(set(names.values())), names=names)
+    for stem in stems:
+        if (file := folder / f"{stem}.bin").is_file():
+            return read_pickled(file)
+    there = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else "nothing"
+    raise InputError(f"{folder} holds no weights: {' or '.join(f'{s}.safetensors' for s in stems)} is needed; there is {there}")
+
+
+def read_pickled(file: str | Path) -> dict[str, Tensor]:
+    """The tensors of a file written by torch.save. Nothing in it is executed: anything but tensors and plain data is refused."""
+    import pickle
+    import warnings
+    import zipfile
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols: a refusal says it better
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except FileNotFoundError:
+        raise InputError(f"{file} is missing") from None
+    except pickle.UnpicklingError as error:
+        first = str(error).strip().splitlines()[0]
+        raise InputError(f"{file} holds more than tensors and is refused (nothing in it was run): {first}") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{file} is not a readable weight file: {first}") from None
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise InputError(f"{file} holds no table of tensors by name")
+    return content
+

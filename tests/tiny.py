@@ -1,0 +1,55 @@
+"""Tiny systems that tests share: small enough to be made in milliseconds, complete in every option."""
+
+from __future__ import annotations
+
+import torch
+
+from hwaga.interfaces import Batch
+from hwaga.systems import find
+
+CLASSES = ("circle", "square", "star")
+
+
+def ddpm(seed=0, **model):
+    """A DDPM of some 100,000 parameters at 16 x 16, conditioned on three labels unless told otherwise."""
+    network = {"channels": (16, 32), "attention": (False, True), "groups": 8, "blocks": 1, "patch": 2}
+    config = {"labels": True, "network": network, "process": {"timesteps": 50, "schedule": "cosine"}, **model}
+    labelled = {"classes": CLASSES, "label_counts": (1, 2, 5)} if config["labels"] else {}
+    return find("ddpm").create(config, size=(16, 16), seed=seed, **labelled)
+
+
+def public_ddpm(seed=0, **network):
+    """One in the public layout, without labels."""
+    full = {"channels": (16, 32), "attention": (False, True), "groups": 8, "blocks": 1, **network}
+    return find("ddpm").create({"network": full, "process": {"timesteps": 50}}, size=(16, 16), seed=seed)
+
+
+def batch(n=8, size=(16, 16), seed=0, labels=True):
+    g = torch.Generator().manual_seed(seed)
+    image = torch.rand((n, 3, *size), generator=g) * 2 - 1
+    return Batch(image, torch.arange(n), torch.arange(n) % len(CLASSES) if labels else None)
+
+
+class Draw:
+    """All draws from one generator: what an objective needs where no training loop is."""
+
+    def __init__(self, seed=0):
+        self.g = torch.Generator().manual_seed(seed)
+
+    def normal(self, name, shape):
+        return torch.randn(shape, generator=self.g)
+
+    def uniform(self, name, shape):
+        return torch.rand(shape, generator=self.g)
+
+    def integers(self, name, high, shape):
+        return torch.randint(high, shape, generator=self.g)
+
+
+def fill_zeros(network, seed=0):
+    """Small values in place of zeros: gates that begin at 0 would hide a dead branch."""
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in network.parameters():
+            if not p.any():
+                p.normal_(std=0.05, generator=g)
