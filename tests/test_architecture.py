@@ -36,8 +36,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "loading": {"systems", "formats", "weights", "layers"},
     "saving": {"loading", "systems", "formats", "weights"},
     "recipes": {"data", "training", "evaluation", "systems"},
-    "running": {"recipes", "loading", "saving", "systems", "data", "training", "evaluation", "layers"},
-    "cli": {"data", "training", "evaluation", "systems", "loading", "saving", "recipes", "running"},
+    "preparing": {"recipes", "loading", "systems", "data", "training"},
+    "measuring": {"recipes", "loading", "data", "evaluation"},
+    "running": {"recipes", "preparing", "measuring", "loading", "saving", "systems", "data", "training", "evaluation"},
+    "cli": {"data", "training", "evaluation", "systems", "loading", "saving", "recipes", "preparing", "running"},
     "__main__": {"cli"},
     "__init__": {"systems", "loading", "saving", "running", "provenance"},
 }  # fmt: skip
@@ -97,9 +99,7 @@ def test_nothing_imports_the_command_line() -> None:
 
 
 def test_an_import_that_leads_upwards_would_be_seen(tmp_path: Path) -> None:
-    tree = ast.parse(
-        "def f():\n    from ..systems import find\n    import hwaga.cli.main\n    from .. import running"
-    )
+    tree = ast.parse("def f():\n    from ..systems import find\n    import hwaga.cli.main\n    from .. import running")
     assert house_imports(tree, SRC / "layers" / "conv.py") == {"systems", "cli", "running"}
 
 
@@ -136,7 +136,9 @@ def test_no_compiled_extension_and_no_pickle() -> None:
                 given = {k.arg: ast.unparse(k.value) for k in node.keywords}
                 call = (owner, node.func.attr)
                 if call == ("torch", "save") or (call == ("torch", "load") and given.get("weights_only") != "True"):
-                    wrong.append(f"{where} {owner}.{node.func.attr} (reading: weights_only=True, the restricted unpickler)")
+                    wrong.append(
+                        f"{where} {owner}.{node.func.attr} (reading: weights_only=True, the restricted unpickler)"
+                    )
                 if call in (("np", "load"), ("numpy", "load")) and "allow_pickle" not in given:
                     wrong.append(f"{where} np.load without allow_pickle=False")
                 if owner == "yaml" and node.func.attr in ("load", "load_all", "unsafe_load", "full_load"):

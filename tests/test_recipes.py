@@ -27,13 +27,13 @@ def training(**values: object) -> dict[str, Any]:
         (training(steps=-3), ["training.steps=-3", "greater than or equal to 1"]),
         (training(steps=True), ["training.steps=True", "should be a number"]),
         (training(steps="many"), ["training.steps='many'", "integer"]),
-        (training(optimizer={"beta": 1}), ["training.optimizer.beta is unknown", "did you mean training.optimizer.betas?"]),
-        (training(optimizer={"betas": [0.9]}), ["training.optimizer.betas.1 is missing"]),
-        (training(optimizr={"betas": 1}), ["training.optimizr is neither", "denoising", "did you mean training.optimizer?"]),
-        (training(denoising={"stps": 3}), ["training.denoising.stps is unknown", "training.denoising.steps?"]),
-        (training(denoising={"steps": 0}), ["training.denoising.steps=0"]),
-        (training(denoising={"device": "cpu"}), ["training.denoising.device", "right would be training.device"]),
-        (training(schedule="cosin"), ["training.schedule='cosin'", "'cosine'"]),
+        (training(optimizer={"beta": 1}), ["training.optimizer.beta is unknown",
+        "did you mean training.optimizer.betas?"]), (training(optimizer={"betas": [0.9]}),
+        ["training.optimizer.betas.1 is missing"]), (training(optimizr={"betas": 1}), ["training.optimizr is neither",
+        "denoising", "did you mean training.optimizer?"]), (training(denoising={"stps": 3}),
+        ["training.denoising.stps is unknown", "training.denoising.steps?"]), (training(denoising={"steps": 0}),
+        ["training.denoising.steps=0"]), (training(denoising={"device": "cpu"}), ["training.denoising.device",
+        "right would be training.device"]), (training(schedule="cosin"), ["training.schedule='cosin'", "'cosine'"]),
         ({"system": "ddpm", "training": [1]}, ["training=[1]", "mapping"]),
         ({"system": "ddpm", "data": {"size": -1}}, ["data.size=-1"]),
         ({"system": "ddpm", "data": {"size": [32, "a"]}}, ["data.size"]),
@@ -51,8 +51,18 @@ def test_what_is_wrong_in_a_recipe_is_told_in_one_sentence(values: dict[str, Any
 
 
 def test_values_that_are_put_in_are_read_as_yaml() -> None:
-    recipe = load_recipe(PLAIN, {"training.steps": "10", "training.learning_rate": "1e-4", "training.ema.half_lives": "[5, 6]",
-                                 "training.clip_norm": "null", "data.source": "digits", "training.tensorboard": True})  # fmt: skip
+    recipe = load_recipe(
+        PLAIN,
+        {
+            "training.steps": "10",
+            "training.learning_rate": "1e-4",
+            "training.ema.half_lives": "[5, 6]",
+            "training.clip_norm": "null",
+            "data.source": "digits",
+            "training.tensorboard": True,
+        },
+    )
+    # fmt: skip
     assert recipe.training.steps == 10 and recipe.training.learning_rate == 1e-4
     assert recipe.training.ema.half_lives == (5.0, 6.0) and recipe.training.clip_norm is None
     assert recipe.data.source == "digits" and recipe.training.tensorboard is True
@@ -125,7 +135,9 @@ def test_shipped_recipes_are_found_by_name_and_are_valid(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("name", ["openmoji/dpm", "../pyproject", "openmoji/../../pyproject", "/nowhere/a.yaml"])
-def test_an_unknown_recipe_is_refused_with_those_that_there_are(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_recipe_is_refused_with_those_that_there_are(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="is unknown; choose from: .*openmoji/ddpm"):
         load_recipe(name)

@@ -47,7 +47,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> running.Run:
 
 def test_a_run_leaves_what_it_promises(run: running.Run) -> None:
     there = {path.name for path in run.folder.iterdir() if not path.name.startswith(".")}
-    assert there == {"recipe.yaml", "model", "checkpoints", "samples", "metrics.jsonl", "report.html", "best", "status.json"}
+    assert there == {
+        "recipe.yaml",
+        "model",
+        "checkpoints",
+        "samples",
+        "metrics.jsonl",
+        "report.html",
+        "best",
+        "status.json",
+    }
     assert {path.name for path in (run.folder / "checkpoints").iterdir()} == {"step-10", "step-12"}
     with Image.open(run.folder / "samples" / "step-12.png") as picture:
         assert picture.mode == "RGB" and json.loads(picture.text["hwaga-grid"])["step"] == 12
@@ -172,7 +181,9 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_plan_tells_what_training_would_take_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_tells_what_training_would_take_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     plan = running.plan(RECIPE)
     text = plan.text()
@@ -185,7 +196,9 @@ def test_a_plan_tells_what_training_would_take_and_writes_nothing(tmp_path: Path
     assert not huge.fits and "does not fit" in huge.text() and huge.stages[0].largest_batch == 0
 
 
-def test_fine_tuning_keeps_what_fits_and_says_what_is_new(run: running.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fine_tuning_keeps_what_fits_and_says_what_is_new(
+    run: running.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     changed = {**RECIPE, "model": {**RECIPE["model"], "labels": True}, "data": {"source": "digits", "size": 8}}
     tuned = running.train(
         changed, out=tmp_path / "run", quiet=True,
@@ -213,7 +226,9 @@ def test_scores_during_training_are_rows_and_choose_the_best(tmp_path: Path) -> 
 
 
 @pytest.mark.filterwarnings("ignore:the features:UserWarning")
-def test_a_model_a_folder_and_a_tensor_of_the_same_pictures_have_the_same_scores(run: running.Run, tmp_path: Path) -> None:
+def test_a_model_a_folder_and_a_tensor_of_the_same_pictures_have_the_same_scores(
+    run: running.Run, tmp_path: Path
+) -> None:
     model = run.load()
     images = model.sample(n=12, seed=3, output="tensor", progress=False)
     for i, image in enumerate(model.sample(n=12, seed=3, progress=False)):

@@ -53,7 +53,7 @@ Noise = Callable[[str, tuple[int, ...]], Tensor]
 class Step(NamedTuple):
     """What a callback is given after each step of a sampler. Raising `errors.Interrupted` in it ends the sampling."""
 
-    index: int  # 0 ... total - 1
+    index: int  # type: ignore[assignment]  # 0 ... total - 1
     total: int
     at: Point
     to: Point

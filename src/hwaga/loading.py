@@ -88,16 +88,22 @@ def _find(source: str | Path) -> tuple[str, Path]:
         if (path / "recipe.yaml").is_file() and not (path / "model.json").is_file():
             path = path / "model"  # a run
             if not (path / "model.json").is_file():
-                raise InputError(f"{source}: this run has saved no model yet; train it on with: hwaga train --resume {source}")
+                raise InputError(
+                    f"{source}: this run has saved no model yet; train it on with: hwaga train --resume {source}"
+                )
         return str(path.resolve()), path
     if path.is_file():
-        raise InputError(f"{source} is a single file; this version loads folders: a run, a saved model, a public folder")
+        raise InputError(
+            f"{source} is a single file; this version loads folders: a run, a saved model, a public folder"
+        )
     if text.startswith("openmoji/"):
         if text not in shipped():
             raise unknown("model", text, shipped())
         return text, SHIPPED / text
     if isinstance(source, Path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", text) or text.startswith("."):
-        raise InputError(f"{source}: there is no such file or folder, and it is no name of a shipped model ({', '.join(shipped())})")
+        raise InputError(
+            f"{source}: there is no such file or folder, and it is no name of a shipped model ({', '.join(shipped())})"
+        )
     return text, _download(text)
 
 
@@ -132,7 +138,9 @@ def _saved(folder: Path, dtype: torch.dtype, device: torch.device) -> System:
     if not isinstance(card, dict) or not isinstance(card.get("format"), int):
         raise InputError(f"{where} is no model card of hwaga: it has no `format`")
     if card["format"] > FORMAT:
-        raise InputError(f"{where} has format {card['format']}; this version reads up to {FORMAT}: a newer hwaga wrote it")
+        raise InputError(
+            f"{where} has format {card['format']}; this version reads up to {FORMAT}: a newer hwaga wrote it"
+        )
     cls = find(str(card.get("system")))
     config = cls.checked(card.get("config") or {})
     parts = card.get("components")
@@ -153,7 +161,9 @@ def _component(folder: Path, name: str, entry: Mapping[str, Any], config: Any, d
         source, place = _find(str(entry["source"]))
         file = place / name / "model.safetensors"
         if entry.get("sha256") != sha256(file):
-            raise InputError(f"{folder}: its {name} is that of {source}, but the weights there are others than it was trained with")
+            raise InputError(
+                f"{folder}: its {name} is that of {source}, but the weights there are others than it was trained with"
+            )
     else:
         place = inside(folder, name)
         file = place / "model.safetensors"
@@ -169,7 +179,9 @@ def _public(folder: Path, dtype: torch.dtype, device: torch.device) -> System:
 
     kind = kind_of(folder)
     if kind is None:
-        raise InputError(f"{folder} holds no model: neither model.json (a saved model) nor model_index.json or config.json (a public folder)")
+        raise InputError(
+            f"{folder} holds no model: neither model.json (a saved model) nor model_index.json or config.json (a public folder)"
+        )
     if kind not in PIPELINES:
         raise InputError(f"{folder} holds a {kind}; this version loads {', '.join(PIPELINES)}")
     system = find(PIPELINES[kind]).from_diffusers(folder, dtype, device)  # type: ignore[attr-defined]
@@ -202,7 +214,9 @@ def _hold_to_budget(system: System, memory: str | int | None) -> None:
     budget = parsed_size(memory)
     held = sum(p.numel() * p.element_size() for net in system.networks.values() for p in net.parameters())
     if held > budget:
-        raise InputError(f"memory={memory}: the weights alone take {held / 2**30:.2f} GiB; name at least that, or another dtype")
+        raise InputError(
+            f"memory={memory}: the weights alone take {held / 2**30:.2f} GiB; name at least that, or another dtype"
+        )
     for network in system.networks.values():
         fit_transforms(network, budget - held)
 

@@ -31,7 +31,9 @@ def measure(
     config = _data_config(reference, samples, painter)
     real = reference if isinstance(reference, Dataset) else open_data(config, split)
     if len(real) < 2:
-        raise InputError(f"reference {config.source!r} has {len(real)} pictures in its {split!r} split; at least 2 are needed")
+        raise InputError(
+            f"reference {config.source!r} has {len(real)} pictures in its {split!r} split; at least 2 are needed"
+        )
     trained_on = training if training is not None else _training(config, split)
     judge = evaluation.load_features(features) if features is None or isinstance(features, (str, Path)) else features
     settings: dict[str, Any] = {"split": split}
@@ -67,7 +69,7 @@ def _painter(samples: Any) -> Any:
 
 
 def _data_config(reference: Any, samples: Any, painter: Any) -> DataConfig:
-    """What the reference is and how it is prepared: at the size of the samples; a run's own data as that run had them."""
+    """What the reference is, at the size of the samples; the data of a run as that run had them."""
     if isinstance(reference, Dataset):
         return reference.config
     if isinstance(reference, DataConfig):

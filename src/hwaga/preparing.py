@@ -43,7 +43,7 @@ class Chosen:
 
 @contextmanager
 def choose(recipe: Recipe, say: Say) -> Iterator[Chosen]:
-    """Inside, torch works with the recipe's number of threads. Says what was chosen where it is not what one expects."""
+    """Inside, torch works with the recipe's number of threads. Says what was chosen where one may not expect it."""
     device, line = choose_device(recipe.training.device, "training.device")
     dtype, slow = choose_dtype(recipe.training.dtype, device, "training.dtype", training=True)
     for sentence in (line, slow):
@@ -59,7 +59,7 @@ def choose(recipe: Recipe, say: Say) -> Iterator[Chosen]:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A system with first weights (or those to fine-tune), on its device, and the data that it is trained and judged on."""
+    """A system with first weights (or those to fine-tune) on its device, and the data to train and to judge it."""
 
     recipe: Recipe
     chosen: Chosen
@@ -70,7 +70,9 @@ class Prepared:
     def reference(self, split: str) -> Dataset:
         from .data import open_data
 
-        return self.held_out if split == "held-out" and self.held_out is not None else open_data(self.recipe.data, split)
+        return (
+            self.held_out if split == "held-out" and self.held_out is not None else open_data(self.recipe.data, split)
+        )
 
     def machine(self) -> dict[str, Any]:
         """What the bits of a result depend on beside recipe and data."""
@@ -138,17 +140,21 @@ def start_from(system: System, source: str, say: Say) -> None:
     old = load(source, device="cpu", dtype="float32")
     for name, network in system.networks.items():
         if name not in old.networks:
-            raise InputError(f"training.start_from={source!r} has no network {name!r}; it has {', '.join(old.networks)}")
+            raise InputError(
+                f"training.start_from={source!r} has no network {name!r}; it has {', '.join(old.networks)}"
+            )
         own, given = network.state_dict(), old.networks[name].state_dict()
         same = {key: value for key, value in given.items() if key in own and own[key].shape == value.shape}
         new = [key for key in own if key not in same]
         if not same:
-            raise InputError(f"training.start_from={source!r}: none of the weights of {name!r} fits this recipe's network")
+            raise InputError(
+                f"training.start_from={source!r}: none of the weights of {name!r} fits this recipe's network"
+            )
         network.load_state_dict({**own, **same})
         say(f"{name}: {len(same)} of {len(own)} tensors from {source}" + (f"; new: {', '.join(new)}" if new else ""))
 
 
-# -------------------------------------------------------------------------------------------------------------- planning
+# ------------------------------------------------------------------------------------------------------------- planning
 
 
 @dataclass(frozen=True)
@@ -244,7 +250,7 @@ def _seconds(recipe: Recipe, system: System, data: Dataset, chosen: Chosen) -> d
     return result
 
 
-# ---------------------------------------------------------------------------------------------------------------- opening
+# -------------------------------------------------------------------------------------------------------------- opening
 
 
 def _data(recipe: Recipe) -> tuple[Dataset, Dataset | None]:
@@ -252,7 +258,9 @@ def _data(recipe: Recipe) -> tuple[Dataset, Dataset | None]:
 
     data = open_data(recipe.data)
     if not len(data):
-        raise InputError(f"data.source={recipe.data.source!r} has no pictures to train on ({len(data.left_out)} were left out)")
+        raise InputError(
+            f"data.source={recipe.data.source!r} has no pictures to train on ({len(data.left_out)} were left out)"
+        )
     held_out = open_data(recipe.data, "held-out")
     return data, held_out if len(held_out) else None
 

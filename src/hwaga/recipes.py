@@ -7,8 +7,8 @@
     evaluation: {n: 500}
     components: {autoencoder: openmoji/vae-kl}
 
-Everything is checked before anything is done: an unknown key, a wrong type or a value out of range is an InputError in one
-sentence that names the dotted key, the value and what would be right.
+Everything is checked before anything is done: an unknown key, a wrong type or a value out of range is an InputError in
+one sentence that names the dotted key, the value and what would be right.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
 def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe of a shipped name (`openmoji/ddpm`), a YAML file, a mapping or a Recipe, with values put in.
 
-    overrides: {"training.steps": 10, "data.source": "digits", ...}; a text is read as YAML. InputError in one sentence for
-    whatever is unknown, missing, of a wrong type or out of range.
+    overrides: {"training.steps": 10, "data.source": "digits", ...}; a text is read as YAML. InputError in one sentence
+    for whatever is unknown, missing, of a wrong type or out of range.
     """
     if isinstance(source, Recipe):
         values: dict[str, Any] = source.model_dump(mode="json")
@@ -111,7 +111,9 @@ def find_recipe(source: str | Path) -> Path:
     if path.is_file():
         return path
     if path.is_dir() and (path / "recipe.yaml").is_file():
-        raise InputError(f"{text} is a run, not a recipe; go on with: hwaga train --resume {text}, or name {text}/recipe.yaml")
+        raise InputError(
+            f"{text} is a run, not a recipe; go on with: hwaga train --resume {text}, or name {text}/recipe.yaml"
+        )
     name = text.removeprefix("./").removeprefix("recipes/").removesuffix(".yaml").removesuffix(".yml")
     known = shipped_recipes()
     if name in known:
@@ -124,13 +126,19 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in rules if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")]
+    first: [
+        (tag, pattern) for tag, pattern in rules if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
+    ]
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^(?:[-+]?(?:\d[\d_]*\.[\d_]*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?\d[\d_]*[eE][-+]?\d+|[-+]?\.(?:inf|Inf)|\.(?:nan|NaN))$"),
+    re.compile(
+        r"^(?:[-+]?(?:\d[\d_]*\.[\d_]*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?\d[\d_]*[eE][-+]?\d+|[-+]?\.(?:inf|Inf)|\.(?:nan|NaN))$"
+    ),
     list("-+0123456789."),
 )
 
@@ -225,11 +233,14 @@ def _check_stage(recipe: Recipe, stage: str, own: Mapping[str, Any], system: Any
     if stage not in names:
         near = _near(stage, [*TrainingConfig.model_fields, *names], "training")
         raise InputError(
-            f"{where}: training.{stage} is neither a key of training nor a stage of {recipe.system} ({', '.join(names)}){near}"
+            f"{where}: training.{stage} is neither a key of training nor a stage of {recipe.system} "
+            f"({', '.join(names)}){near}"
         )
     for key in own:
         if key in WHOLE_RUN:
-            raise InputError(f"{where}: training.{stage}.{key}: {key} holds for the whole run; right would be training.{key}")
+            raise InputError(
+                f"{where}: training.{stage}.{key}: {key} holds for the whole run; right would be training.{key}"
+            )
     try:
         recipe.training.for_stage(stage)
     except ValidationError as error:
@@ -238,7 +249,7 @@ def _check_stage(recipe: Recipe, stage: str, own: Mapping[str, Any], system: Any
 
 
 def _check_model(recipe: Recipe, system: Any, where: str) -> None:
-    """Keys and types of `model:`. What depends on the data (classes, sizes) is filled in and checked when they are open."""
+    """Keys and types of `model:`. What depends on the data (classes, sizes) is checked when they are open."""
     try:
         system.Config.model_validate(recipe.model)
     except ValidationError as error:
@@ -255,12 +266,13 @@ def _telling(error: ValidationError) -> Any:
 def sentence(found: Any, model: type[BaseModel], values: Any, prefix: str = "") -> str:
     """One error of pydantic in words: the dotted key, the value, and what would be right.
 
-    `values` are those that were checked: what pydantic puts into a path beside their keys (the branch of a union) is left out.
+    `values` are those that were checked: what pydantic puts into a path beside their keys (the branch of a union) is
+    left out.
     """
     path: list[str] = []
     place = values
     for part in found["loc"]:
-        inside = part in place if isinstance(place, Mapping) else isinstance(place, list) and isinstance(part, int)
+        inside = part in place if isinstance(place, Mapping) else isinstance(place, list) and part in range(len(place))
         if inside:
             place = place[part]
         if inside or found["type"] == "missing":
@@ -274,7 +286,9 @@ def sentence(found: Any, model: type[BaseModel], values: Any, prefix: str = "") 
     message = found["msg"].removeprefix("Value error, ").removeprefix("Input ")
     message = re.sub(r"valid dictionary( or instance of \w+)?", "mapping of keys to values", message)
     message = re.sub(r"\b[Tt]uple\b", "list", message).replace("valid list", "list").replace(" after validation", "")
-    shown = "" if isinstance(found["input"], Mapping) and found["type"] == "value_error" else f"={_short(found['input'])}"
+    shown = (
+        "" if isinstance(found["input"], Mapping) and found["type"] == "value_error" else f"={_short(found['input'])}"
+    )
     return f"{key}{shown}: {message}"
 
 
@@ -299,7 +313,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-# -------------------------------------------------------------------------------------------------------------- comparing
+# ------------------------------------------------------------------------------------------------------------ comparing
 
 
 def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Runs: training a recipe in a folder, going on with it, planning it; and measuring what a model paints.
 
-    run = hwaga.train("openmoji/ddpm", out="runs/first", overrides={"training.steps": 2000})
-    run = hwaga.resume("runs/first")
-    model = run.load()
-    scores = hwaga.evaluate(model, "openmoji")
+run = hwaga.train("openmoji/ddpm", out="runs/first", overrides={"training.steps": 2000})
+run = hwaga.resume("runs/first")
+model = run.load()
+scores = hwaga.evaluate(model, "openmoji")
 """
 
 from __future__ import annotations
@@ -66,19 +66,23 @@ def train(
 ) -> Run:
     """Trains a recipe from its start in a new run folder.
 
-    recipe: a shipped name, a YAML file, a mapping. data: another source than the recipe's. out: the run folder, new or without
-    a run in it; None: a new one under `runs/`. overrides: {"training.steps": 10}. quiet: plain lines instead of a bar.
-    progress: False says nothing at all.
+    recipe: a shipped name, a YAML file, a mapping. data: another source than the recipe's. out: the run folder, new or
+    without a run in it; None: a new one under `runs/`. overrides: {"training.steps": 10}. quiet: plain lines instead of
+    a bar. progress: False says nothing at all.
 
-    InputError (nothing is written) for a recipe, data or folder that cannot be used, and for what would not fit in memory;
-    WorkError for non-finite numbers or a full disk; Interrupted after Ctrl-C or SIGTERM, with a checkpoint to go on from.
+    InputError (nothing is written) for a recipe, data or folder that cannot be used, and for what would not fit in
+    memory; WorkError for non-finite numbers or a full disk; Interrupted after Ctrl-C or SIGTERM, with a checkpoint to
+    go on from.
     """
     full = _absolute(load_recipe(recipe, _with_data(overrides, data)))
     with world(full.training.timeout, full.training.device) as processes:
         folder = Path(processes.from_main(str(_new_folder(out, recipe, full))))
         with Progress(plain=quiet, silent=not (progress and processes.main)) as shown_progress:
-            with choose(full, shown_progress.say) as chosen:
-                prepared = opened(full, chosen, shown_progress.say)
+            said: list[str] = []  # told once all is found to be good: a refusal is one sentence and nothing beside it
+            with choose(full, said.append) as chosen:
+                prepared = opened(full, chosen, said.append)
+                for line in said:
+                    shown_progress.say(line)
                 session = _session(folder, full, prepared, processes, shown_progress)
                 folder.mkdir(parents=True, exist_ok=True)
                 with _held(folder, processes):
@@ -104,15 +108,21 @@ def resume(
     full = load_recipe(old, overrides)
     if changes := differences(old, full):
         raise InputError(
-            f"{folder} cannot go on with another recipe: {'; '.join(changes[:5])}; a resume may change training.steps and how "
-            "often something is written or measured, the rest needs a new run"
+            f"{folder} cannot go on with another recipe: {'; '.join(changes[:5])}; a resume may change training.steps "
+            "and how often something is written or measured, the rest needs a new run"
         )
     if _finished(folder, full) and full == old:
         return Run(folder)
     with world(full.training.timeout, full.training.device) as processes:
-        with Progress(plain=quiet, silent=not (progress and processes.main)) as shown_progress, _held(folder, processes):
-            with choose(full, shown_progress.say) as chosen:
-                prepared = opened(full, chosen, shown_progress.say)
+        with (
+            Progress(plain=quiet, silent=not (progress and processes.main)) as shown_progress,
+            _held(folder, processes),
+        ):
+            said: list[str] = []  # told once all is found to be good: a refusal is one sentence and nothing beside it
+            with choose(full, said.append) as chosen:
+                prepared = opened(full, chosen, said.append)
+                for line in said:
+                    shown_progress.say(line)
                 session = _session(folder, full, prepared, processes, shown_progress)
                 _not_shorter(folder, session)
                 if processes.main and full != old:
@@ -275,12 +285,15 @@ class Plan:
         for stage in self.stages:
             memory = stage.memory
             lines += [
-                f"stage       {stage.name}: {stage.steps:,} steps of {self.recipe.training.for_stage(stage.name).batch_size} "
+                f"stage       {stage.name}: {stage.steps:,} steps of "
+                f"{self.recipe.training.for_stage(stage.name).batch_size} "
                 "pictures" + (f", about {_duration(stage.seconds * stage.steps)}" if stage.seconds else ""),
                 f"  memory    {shown(memory.total)}: parameters {shown(memory.parameters)}, gradients "
                 f"{shown(memory.gradients)}, optimizer {shown(memory.optimizer)}, averages {shown(memory.averages)}, "
-                f"activations {shown(memory.activations)}, allocator {shown(memory.allocator)}, process {shown(memory.process)}",
-                f"  fits      batches of up to {stage.largest_batch} pictures in the {shown(self.available)} that are free",
+                f"activations {shown(memory.activations)}, allocator {shown(memory.allocator)}, process "
+                f"{shown(memory.process)}",
+                f"  fits      batches of up to {stage.largest_batch} pictures in the {shown(self.available)} that "
+                f"are free",
             ]
         if not self.fits:
             lines.append("this does not fit in memory: training would be refused")
@@ -297,18 +310,18 @@ def plan(
 ) -> Plan:
     """What `train` with the same arguments would take: parameters, memory, time, what is written. Nothing is written.
 
-    timed: a step on a few pictures is measured where it fits in memory. Errors as in `train`, but that what does not fit is
-    told in the plan.
+    timed: a step on a few pictures is measured where it fits in memory. Errors as in `train`, but that what does not
+    fit is told in the plan.
     """
     full = load_recipe(recipe, _with_data(overrides, data))
     folder = _new_folder(out, recipe, full)
     with choose(full, lambda line: None) as chosen:
         found = planned(full, chosen, timed)
     stages = tuple(StagePlan(*values) for values in found.stages)
-    writes = ("recipe.yaml", "checkpoints/", "model/", "best/", "samples/", "metrics.jsonl", "report.html", "status.json")
+    writes = f"{RECIPE} checkpoints/ model/ best/ samples/ metrics.jsonl report.html {STATUS}".split()
     return Plan(
-        full, found.parameters, stages, available_memory(chosen.device), str(chosen.device), str(chosen.dtype).split(".")[1],
-        found.data, tuple(str(folder / name) for name in writes),
+        full, found.parameters, stages, available_memory(chosen.device), str(chosen.device),
+        str(chosen.dtype).split(".")[1], found.data, tuple(str(folder / name) for name in writes),
     )  # fmt: skip
 
 
@@ -337,10 +350,10 @@ def evaluate(
 ) -> Scores:
     """Measures pictures against real ones, with the card that says how.
 
-    samples: a System, whatever `load` takes (a run, a model, a shipped name), a folder of PNGs, or a tensor (n, 3, h, w) in
-    [0, 1]; a model paints n pictures (500 if None) from `seed`, with `sampling` as keywords of `sample`. reference: a source of
-    data ("openmoji", a folder), a DataConfig or a Dataset; `split` is the part of it that is compared with. training: the
-    Dataset that memorisation is measured against; None: the train split of the reference.
+    samples: a System, whatever `load` takes (a run, a model, a shipped name), a folder of PNGs, or a tensor (n, 3, h,
+    w) in [0, 1]; a model paints n pictures (500 if None) from `seed`, with `sampling` as keywords of `sample`.
+    reference: a source of data ("openmoji", a folder), a DataConfig or a Dataset; `split` is the part of it that is
+    compared with. training: the Dataset that memorisation is measured against; None: the train split of the reference.
     """
     from .measuring import measure
 

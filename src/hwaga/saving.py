@@ -40,7 +40,7 @@ def save(
         for name, network in system.networks.items():
             place = part / name
             place.mkdir()
-            config = network.config.model_dump(mode="json")  # type: ignore[union-attr]
+            config = network.config.model_dump(mode="json")  # type: ignore[union-attr,operator]
             write_json(place / "config.json", {"network": type(network).__name__, **config})
             tensors = dict((weights or {}).get(name) or network.state_dict())
             stored = {}
@@ -69,7 +69,9 @@ def export(system: System, folder: str | Path, format: str = "diffusers") -> Pat
     if format == "hwaga":
         return save(system, folder)
     if format not in system.formats:
-        raise InputError(f"{system.title} has no {format} layout; it can be exported to: {', '.join(system.formats) or 'none'}")
+        raise InputError(
+            f"{system.title} has no {format} layout; it can be exported to: {', '.join(system.formats) or 'none'}"
+        )
     with whole_folder(folder) as part:
         system.to_diffusers(part)
         if system.about.data_licence:

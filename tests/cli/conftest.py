@@ -46,15 +46,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 24 small pictures and two broken ones."""
+    """A folder of 120 small pictures and two broken ones."""
     folder = tmp_path_factory.mktemp("data") / "pictures"
     folder.mkdir()
     rng = np.random.default_rng(0)
-    for i in range(24):
+    for i in range(120):
         pixels = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((8, 8), Image.Resampling.BILINEAR).save(folder / f"picture{i:02d}.png")
+        Image.fromarray(pixels).resize((8, 8), Image.Resampling.BILINEAR).save(folder / f"picture{i:03d}.png")
     (folder / "empty.png").write_bytes(b"")
-    (folder / "broken.png").write_bytes((folder / "picture00.png").read_bytes()[:40])
+    (folder / "broken.png").write_bytes((folder / "picture000.png").read_bytes()[:40])
     return folder
 
 

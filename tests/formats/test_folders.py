@@ -251,7 +251,15 @@ def test_a_hub_that_cannot_be_reached_is_a_failure_of_work(no_network):
         hwaga.load("someone/something-never-cached")
 
 
-@pytest.mark.parametrize(("option", "words"), [({"device": "cuda:77"}, "cuda:77"), ({"dtype": "float8"}, "float8"), ({"memory": "lots"}, "lots"), ({"memory": "1KB"}, "weights alone")])
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"device": "cuda:77"}, "cuda:77"),
+        ({"dtype": "float8"}, "float8"),
+        ({"memory": "lots"}, "lots"),
+        ({"memory": "1KB"}, "weights alone"),
+    ],
+)
 def test_options_of_load_that_cannot_be_are_refused(tmp_path, option, words):
     folder = save(tiny.ddpm(), tmp_path / "m")
     with pytest.raises(InputError, match=words):

@@ -1,4 +1,4 @@
-"""Minimal filtering: equal to the direct convolution, in every derivative, by a rule, with transforms that never go stale."""
+"""Minimal filtering: equal to the direct convolution in every derivative, by a rule, with transforms never stale."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hwaga.layers import conv, winograd
+from hwaga.layers import winograd
 from hwaga.layers.conv import Conv2d, choose, convolve3x3, fit_transforms, kept_bytes, transformed_bytes
 
 # channels in, channels out, height, width, batch
@@ -329,8 +329,9 @@ def test_odd_inputs_behave_as_the_librarys() -> None:
 def test_budget_turns_the_heaviest_layers_off_first() -> None:
     with torch.device("meta"):
         net = nn.ModuleDict(
-            {"a": Conv2d(128, 128, 3, padding=1), "b": Conv2d(1280, 1280, 3, padding=1), "c": Conv2d(256, 256, 3, padding=1),
-             "d": Conv2d(3, 128, 3, padding=1), "e": nn.Conv2d(512, 512, 3, padding=1)}
+            {"a": Conv2d(128, 128, 3, padding=1), "b": Conv2d(1280, 1280, 3, padding=1),
+             "c": Conv2d(256, 256, 3, padding=1), "d": Conv2d(3, 128, 3, padding=1),
+             "e": nn.Conv2d(512, 512, 3, padding=1)}
         )  # fmt: skip
     heavy, middle, light = 16 * 1280**2 * 4, 36 * 256**2 * 4, 36 * 128**2 * 4
     assert transformed_bytes(net) == heavy + middle + light

@@ -7,7 +7,10 @@ from hwaga.objectives.variational import discretised_log_likelihood, gaussian_kl
 
 
 def test_kl_of_gaussians_is_torchs():
-    a, b = Normal(torch.tensor([0.3, -2.0]), torch.tensor([0.5, 2.0])), Normal(torch.tensor([1.0, 0.0]), torch.tensor([1.5, 0.1]))
+    a, b = (
+        Normal(torch.tensor([0.3, -2.0]), torch.tensor([0.5, 2.0])),
+        Normal(torch.tensor([1.0, 0.0]), torch.tensor([1.5, 0.1])),
+    )
     ours = gaussian_kl(a.mean, a.variance.log(), b.mean, b.variance.log())
     assert torch.allclose(ours, kl_divergence(a, b), rtol=1e-5)
 

@@ -7,12 +7,11 @@ import torch
 
 from hwaga.errors import InputError
 from hwaga.interfaces import Point, Prediction
-from hwaga.processes.gaussian import GaussianConfig, GaussianDiffusion
+from hwaga.processes.gaussian import GaussianConfig, GaussianDiffusion, indices
 from hwaga.samplers import SAMPLERS
 from hwaga.samplers.ddim import ddim
 from hwaga.samplers.ddpm import ddpm
 from hwaga.samplers.denoiser import classifier_free, denoiser, unguided
-from hwaga.samplers.grids import indices, table_grid
 from hwaga.samplers.noise import from_seed, replayed
 
 S = 0.5
@@ -49,11 +48,16 @@ def test_ddim_has_first_order(schedule):
 
 @pytest.mark.parametrize(
     ("sampler", "options"),
-    [(ddpm, {"variance": "fixed-small"}), (ddpm, {"variance": "fixed-large"}), (ddim, {"eta": 1.0}), (ddim, {"eta": 0.0})],
+    [
+        (ddpm, {"variance": "fixed-small"}),
+        (ddpm, {"variance": "fixed-large"}),
+        (ddim, {"eta": 1.0}),
+        (ddim, {"eta": 0.0}),
+    ],
 )
 def test_all_steps_together_give_the_data_distribution(sampler, options):
     diffusion = GaussianDiffusion(GaussianConfig(schedule="cosine"))
-    grid = table_grid(diffusion, 1000)
+    grid = diffusion.grid(1000)
     generator = torch.Generator().manual_seed(0)
     draw = lambda name, shape: torch.randn(shape, generator=generator)  # noqa: E731
     x = sampler(exact, draw("noise", (20_000, 1)), grid, noise=draw, **options)
@@ -62,7 +66,7 @@ def test_all_steps_together_give_the_data_distribution(sampler, options):
 
 def test_ddim_with_eta_one_is_ddpm_with_the_small_variance():
     diffusion = GaussianDiffusion(GaussianConfig())
-    grid = table_grid(diffusion, 20)
+    grid = diffusion.grid(20)
     start = from_seed(0, [0, 1])("noise", (2, 3, 4, 4))
     one = ddpm(exact, start, grid[:-1], noise=from_seed(1, [0, 1]), variance="fixed-small")
     other = ddim(exact, start, grid[:-1], noise=from_seed(1, [0, 1]), eta=1.0)
@@ -79,7 +83,7 @@ def test_ddim_with_eta_one_is_ddpm_with_the_small_variance():
 def test_clipping_holds_x0_after_the_noise_is_taken():
     wild = lambda x, at, to: Prediction(torch.full_like(x, 3.0))  # noqa: E731
     seen = []
-    grid = table_grid(GaussianDiffusion(GaussianConfig()), 4)
+    grid = GaussianDiffusion(GaussianConfig()).grid(4)
     end = ddim(wild, torch.zeros(1, 3, 2, 2), grid, noise=no_noise, clip=1.0, callback=lambda s: seen.append(s.x0))
     assert all(x0.max() <= 1.0 for x0 in seen) and torch.equal(end, torch.ones_like(end))
 
@@ -95,7 +99,7 @@ def test_last_draws_are_as_published():
 
         return noise
 
-    grid = table_grid(GaussianDiffusion(GaussianConfig()), 5)
+    grid = GaussianDiffusion(GaussianConfig()).grid(5)
     ddpm(exact, torch.zeros(1, 1), grid, noise=counting("ddpm"))
     ddim(exact, torch.zeros(1, 1), grid, noise=counting("ddim"), eta=0.5)
     assert counts == {"ddpm": 4, "ddim": 5}

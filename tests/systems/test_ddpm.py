@@ -40,7 +40,7 @@ def test_overfits_one_batch():
 def test_picture_is_the_same_whatever_the_number_and_the_batches(model, monkeypatch):
     many = paint(model, n=5, sampler="ddpm")
     few = paint(model, n=2, sampler="ddpm")
-    monkeypatch.setattr("hwaga.systems.request.PIXELS_A_BATCH", 2 * 256)
+    monkeypatch.setattr("hwaga.systems.base.PIXELS_A_BATCH", 2 * 256)
     split = paint(model, n=5, sampler="ddpm")
     assert (many[:2] - few).abs().max() < 1e-5 and (many - split).abs().max() < 1e-5
 
@@ -53,8 +53,12 @@ def test_two_calls_are_equal_and_touch_no_global_generator(model):
 
 def test_label_by_name_and_by_number_is_the_same_and_none_is_drawn_by_frequency(model):
     assert torch.equal(paint(model, label="star"), paint(model, label=2))
-    assert torch.equal(paint(model, label=[0, "star"]), torch.cat([paint(model, n=2, label=0)[:1], paint(model, n=2, label=2)[1:]]))
-    request = model._request(400, None, 1, None, dict.fromkeys(("label", "sampler", "guidance_scale", "sampler_options", "steps")))
+    assert torch.equal(
+        paint(model, label=[0, "star"]), torch.cat([paint(model, n=2, label=0)[:1], paint(model, n=2, label=2)[1:]])
+    )
+    request = model._request(
+        400, None, 1, None, dict.fromkeys(("label", "sampler", "guidance_scale", "sampler_options", "steps"))
+    )
     share = torch.bincount(request.label, minlength=3) / 400
     assert (share - torch.tensor([1 / 8, 2 / 8, 5 / 8])).abs().max() < 0.08
 
@@ -168,7 +172,11 @@ def test_a_config_that_cannot_be_is_refused_by_key(model, words):
 
 @pytest.mark.parametrize("variance", ["fixed-small", "fixed-large", "learned-range"])
 def test_the_bound_is_finite_and_fewer_indices_stand_for_all(variance):
-    system = tiny.public_ddpm() if variance == "fixed-large" else tiny.ddpm(labels=False, process={"timesteps": 50, "variance": variance})
+    system = (
+        tiny.public_ddpm()
+        if variance == "fixed-large"
+        else tiny.ddpm(labels=False, process={"timesteps": 50, "variance": variance})
+    )
     image = torch.rand((4, 3, 16, 16), generator=torch.Generator().manual_seed(0))
     whole = system.bits(image, None, from_seed(0, range(4)))
     part = system.bits(image, None, from_seed(0, range(4)), indices=[*range(1, 12), *range(13, 50, 3)])

@@ -154,7 +154,9 @@ def test_a_non_finite_term_stops_the_step_and_is_named(value: float) -> None:
     work.step()
     work.step()
     before = weights(stage)
-    with pytest.raises(WorkError, match=r"objective 'denoise', step 3: the term 'extra' is not finite.*pictures of the batch: 12, 13"):
+    with pytest.raises(
+        WorkError, match=r"objective 'denoise', step 3: the term 'extra' is not finite.*pictures of the batch: 12, 13"
+    ):
         work.step()
     assert all(torch.equal(before[name], value) for name, value in weights(stage).items())
 
@@ -252,7 +254,11 @@ def test_objectives_that_share_an_optimizer_must_move_the_same_networks() -> Non
 
 def test_weight_decay_acts_on_kernels_and_not_on_biases() -> None:
     net = seeded(plain_net)
-    stage = Stage("s", {"network": net}, [Objective("o", ("network",), lambda b, d: {"zero": 0 * sum(p.sum() for p in net.parameters())})])
+    stage = Stage(
+        "s",
+        {"network": net},
+        [Objective("o", ("network",), lambda b, d: {"zero": 0 * sum(p.sum() for p in net.parameters())})],
+    )
     before = weights(stage)
     trainer(stage, optimizer={"weight_decay": 0.5}, learning_rate=0.1).step()
     for name, value in weights(stage).items():
@@ -272,7 +278,14 @@ def test_bfloat16_keeps_weights_and_logged_losses_in_float32() -> None:
 def test_logged_terms_are_means_over_the_steps_since_the_last_row() -> None:
     stage = denoising_stage(seeded(plain_net))
     plain = stage.objectives[0]
-    work = trainer(replace(stage, objectives=[replace(plain, loss=lambda b, d: {**plain.loss(b, d), "_step": torch.tensor(float(work.done))})]))
+    work = trainer(
+        replace(
+            stage,
+            objectives=[
+                replace(plain, loss=lambda b, d: {**plain.loss(b, d), "_step": torch.tensor(float(work.done))})
+            ],
+        )
+    )
     for _ in range(4):
         work.step()
     assert work.metrics()["denoise.step"] == 1.5
@@ -292,5 +305,7 @@ def test_a_network_that_is_trained_gets_a_gradient_norm_in_each_row() -> None:
     work.step()
     row = work.metrics()
     assert {"generator.gradient", "discriminator.gradient", "r1.gradient"} <= set(row)
-    assert row["discriminator.accuracy"] <= 1 and row["discriminator.loss"] == pytest.approx(row["discriminator.real"] + row["discriminator.fake"])
+    assert row["discriminator.accuracy"] <= 1 and row["discriminator.loss"] == pytest.approx(
+        row["discriminator.real"] + row["discriminator.fake"]
+    )
     assert isinstance(work.stage.networks["generator"], nn.Module)

@@ -53,7 +53,12 @@ def test_a_prediction_leaves_networks_generators_and_flags_as_they_were() -> Non
 
 def test_parameters_gradients_moments_and_averages_are_counted() -> None:
     net = nn.Linear(1024, 1024, bias=False)  # 4 MiB
-    stage = Stage("s", {"net": net}, [Objective("o", ("net",), lambda b, d: {"o": net(torch.zeros(len(b), 1024)).sum()})], averaged=("net",))
+    stage = Stage(
+        "s",
+        {"net": net},
+        [Objective("o", ("net",), lambda b, d: {"o": net(torch.zeros(len(b), 1024)).sum()})],
+        averaged=("net",),
+    )
     found = predict(stage, TrainingConfig(batch_size=2, ema={"half_lives": [1, 2]}), batch, frozen=MIB, process=5 * MIB)
     assert (found.parameters, found.gradients, found.optimizer, found.averages) == (5 * MIB, 4 * MIB, 8 * MIB, 8 * MIB)
     assert found.activations < MIB // 4 and found.total == 30 * MIB + found.activations + found.allocator

@@ -160,14 +160,17 @@ def test_a_stage_has_its_own_values_before_the_common_ones() -> None:
 
 
 def test_a_config_with_stages_survives_being_written() -> None:
-    whole = TrainingConfig.model_validate({"steps": 5, "prior": {"steps": 9}, "ema": {"half_lives": [10, 20], "model": 20}})
+    whole = TrainingConfig.model_validate(
+        {"steps": 5, "prior": {"steps": 9}, "ema": {"half_lives": [10, 20], "model": 20}}
+    )
     written = whole.model_dump(mode="json")
     assert written["prior"] == {"steps": 9} and "stages" not in written
     assert TrainingConfig.model_validate(json.loads(json.dumps(written))) == whole
 
 
 @pytest.mark.parametrize(
-    "values", [{"step": 3}, {"steps": 0}, {"steps": True}, {"steps": 1.5}, {"learning_rate": math.inf}, {"dtype": "half"},
+    "values", [{"step": 3}, {"steps": 0}, {"steps": True}, {"steps": 1.5}, {"learning_rate": math.inf}, {"dtype":
+    "half"},
                {"ema": {"half_lives": [1, 1]}}, {"ema": {"half_lives": [1.0], "model": 2.0}}, {"betas": [0.9, 1.0]}]
 )  # fmt: skip
 def test_unknown_keys_and_wrong_values_are_refused(values: dict[str, object]) -> None:

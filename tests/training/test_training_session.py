@@ -103,7 +103,10 @@ def test_saving_sampling_and_measuring_at_any_interval_change_no_weight(tmp_path
 
 def test_the_model_is_the_average_and_the_checkpoint_has_both(whole: dict[str, Path]) -> None:
     newest = whole["denoising"] / "checkpoints" / "step-12"
-    average, raw = load_file(newest / "ema-20000-network.safetensors"), load_file(newest / "network-network.safetensors")
+    average, raw = (
+        load_file(newest / "ema-20000-network.safetensors"),
+        load_file(newest / "network-network.safetensors"),
+    )
     model = load_file(whole["denoising"] / "model" / "network.safetensors")
     assert_same_bits({k: v for k, v in model.items() if k in average}, average)
     assert not torch.equal(raw["out.weight"], model["out.weight"])
@@ -171,7 +174,9 @@ def test_without_a_whole_checkpoint_a_run_starts_at_its_beginning(tmp_path: Path
     assert {path.name for path in (folder / "checkpoints").glob("damaged-*")} == {"damaged-step-8", "damaged-step-12"}
 
 
-def test_a_checkpoint_of_a_newer_format_is_refused_by_name_and_left_alone(tmp_path: Path, whole: dict[str, Path]) -> None:
+def test_a_checkpoint_of_a_newer_format_is_refused_by_name_and_left_alone(
+    tmp_path: Path, whole: dict[str, Path]
+) -> None:
     folder = tmp_path / "run"
     shutil.copytree(whole["denoising"], folder)
     path = folder / "checkpoints" / "step-12" / "state.json"
@@ -190,7 +195,9 @@ def test_a_checkpoint_of_another_network_is_refused_with_the_tensor(tmp_path: Pa
 
 
 @pytest.mark.parametrize("key", ["recipe", "data"])
-def test_a_checkpoint_of_another_recipe_or_of_other_data_is_refused(key: str, tmp_path: Path, whole: dict[str, Path]) -> None:
+def test_a_checkpoint_of_another_recipe_or_of_other_data_is_refused(
+    key: str, tmp_path: Path, whole: dict[str, Path]
+) -> None:
     folder = tmp_path / "run"
     shutil.copytree(whole["denoising"], folder)
     work = session(folder, steps=20)
@@ -241,7 +248,9 @@ def test_a_weight_that_became_infinite_is_not_saved(tmp_path: Path) -> None:
     assert checkpoints.steps(tmp_path / "checkpoints") == [4]
 
 
-def test_a_full_disk_is_named_and_the_last_checkpoint_is_intact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_named_and_the_last_checkpoint_is_intact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real, calls = checkpoints.save_file, []
 
     def full(tensors, path):
@@ -284,7 +293,15 @@ def two_stages() -> list[Stage]:
         return {"error": (head(given) - batch.image).square().mean()}
 
     second = Stage("prior", {"head": head}, [Objective("fit", ("head",), loss)], averaged=("head",))
-    return [replace(first, networks={"code": code}, averaged=("code",), objectives=[replace(first.objectives[0], networks=("code",))]), second]
+    return [
+        replace(
+            first,
+            networks={"code": code},
+            averaged=("code",),
+            objectives=[replace(first.objectives[0], networks=("code",))],
+        ),
+        second,
+    ]
 
 
 def test_stages_are_trained_in_order_and_a_resume_finds_its_stage(tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ from hwaga.training import Trainer, TrainingConfig, World
 from hwaga.training.distributed import world
 
 
-def gradients(processes: World, batch_size: int = 6, pictures: int = 20, accumulation: int = 1) -> dict[str, torch.Tensor]:
+def gradients(
+    processes: World, batch_size: int = 6, pictures: int = 20, accumulation: int = 1
+) -> dict[str, torch.Tensor]:
     """The gradients of one step in float64, summed over the processes."""
     net = seeded(plain_net).double()
     work = trainer(denoising_stage(net), processes, batch_size=batch_size, pictures=pictures, accumulation=accumulation)

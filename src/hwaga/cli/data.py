@@ -63,12 +63,14 @@ def open_source(
     for name in ("source", "size", "split"):
         if changes and name in changes:
             raise InputError(f"--set {name}=…: give it as {'the SOURCE' if name == 'source' else '--' + name}")
+    side = size[0] if size is not None and size[0] == size[1] else size
+    values = {"source": source, "size": side} | (changes or {})
     try:
-        config = DataConfig.model_validate({"source": source, "size": size} | (changes or {}))
+        config = DataConfig.model_validate(values)
     except ValidationError as error:
         from ..recipes import sentence
 
-        raise InputError(sentence(error, DataConfig, "data")) from None
+        raise InputError(sentence(error.errors()[0], DataConfig, values, "data")) from None
     with Progress(f"preparing {source}", quiet) as bar:
         return open_data(config, split, bar.update)
 

@@ -259,6 +259,7 @@ def write(
             "share": ratio(full.training.steps, run["steps"]),
             "folder": run["folder"],
             "recipe": run["recipe"],
+            "unlabelled": " --set model.labels=false" if full.model.get("labels") else "",
             "more": max(2000, run["steps"] * 10),
             "thousand": report.minutes(run["time"] / run["steps"] * 1000),
         },

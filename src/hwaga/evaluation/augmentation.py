@@ -29,6 +29,7 @@ class Augmentation(BaseModel, frozen=True, extra="forbid"):
     contrast: float = Field(0.05, ge=0, lt=1)
     saturation: float = Field(0.1, ge=0, le=1)
     hue: float = Field(0.02, ge=0, le=0.5)  # of the circle
+    grain: float = Field(0.03, ge=0, le=0.5)  # noise (standard deviation, pixels in [-1, 1]) that no eye sees
     flip: bool = True
     damaged: float = Field(0.5, ge=0, lt=1)  # share of the pictures
 
@@ -82,12 +83,14 @@ def _colour_matrix(saturation: Tensor, hue: Tensor) -> Tensor:
 
 
 def coloured(image: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
+    """Slightly other colours, light and grain, as drawings of one thing may have."""
     n = len(image)
     matrix = _colour_matrix(
         1 + _uniform(n, -1, 1, generator) * how.saturation, _uniform(n, -1, 1, generator) * how.hue
     ) * (1 + _uniform(n, -1, 1, generator)[:, None, None] * how.contrast)
     light = _uniform(n, -1, 1, generator) * 2 * how.brightness
-    return (torch.einsum("nij,njhw->nihw", matrix, image) + _wide(light)).clamp(-1, 1)
+    grain = _wide(_uniform(n, 0, how.grain, generator)) * torch.randn(image.shape, generator=generator)
+    return (torch.einsum("nij,njhw->nihw", matrix, image) + _wide(light) + grain).clamp(-1, 1)
 
 
 # -------------------------------------------------------------------------------------------------------------- damage
@@ -109,7 +112,7 @@ def damage(image: Tensor, target: Tensor, share: float, generator: torch.Generat
         if name == "blur":
             result[at] = blurred(x, 0.4 + 1.1 * a)
         elif name == "noise":
-            result[at] = x + _wide(0.03 + 0.3 * a) * torch.randn(x.shape, generator=generator)
+            result[at] = x + _wide(0.08 + 0.3 * a) * torch.randn(x.shape, generator=generator)
         elif name == "colour":
             fade = torch.rand(len(at), generator=generator) < 0.5
             saturation = torch.where(fade, 0.7 * (1 - a), torch.ones_like(a))

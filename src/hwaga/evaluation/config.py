@@ -18,7 +18,9 @@ class EvaluationConfig(BaseModel, frozen=True, extra="forbid"):
     split: str = "held-out"  # of the data: what is compared with
     features: str | None = None  # None: the shipped ones, made for emoji
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
-    every: int | None = Field(default=None, ge=1)  # steps of training between two evaluations; None: as `training:` says
+    every: int | None = Field(
+        default=None, ge=1
+    )  # steps of training between two evaluations; None: as `training:` says
     sampler: str | None = None  # these three as in `sample`; None: the model's own
     steps: int | None = Field(default=None, ge=1)
     guidance_scale: float | None = None

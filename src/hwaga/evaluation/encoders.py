@@ -8,6 +8,7 @@ the call, to rounding.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -249,7 +250,9 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         if start[8:9] == b"{":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the age of a pickle: what cannot be read is an error anyhow
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path} is not a readable file of weights (nothing in it was executed): {reason}") from None

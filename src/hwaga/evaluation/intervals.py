@@ -8,6 +8,7 @@ its own mean excess before anything is divided (Efron and Tibshirani 1993, secti
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from .arrays import Array, as_features
 from .frechet import cholesky, sum_of_singular_values, trace_of_root
 
 _LEVELS = (0.025, 0.975)
+_SMALL = 256  # dimensions
 _LEAST_SHARE = 1e-3  # a corrected distance is never taken below this share of the distance itself
 
 Progress = Callable[[int, int, str], None]
@@ -122,7 +124,8 @@ def resampled_distances(
     """
     other = as_features(reference, "reference", 2)
     features = [as_features(value, f"set {i}", 2, other.shape[1]) for i, value in enumerate(sets)]
-    fixed = [_Gaussian.of(as_features(value, "floor", 2, other.shape[1])) for value in floor]
+    with _one_thread(other.shape[1]):
+        fixed = [_Gaussian.of(as_features(value, "floor", 2, other.shape[1])) for value in floor]
     clusters = clusters or [None] * len(features)
     draws = [Resamples(c, len(f), f"set {i}") for i, (c, f) in enumerate(zip(clusters, features, strict=True))]
     reference_draw = Resamples(reference_clusters, len(other), "reference")
@@ -138,17 +141,27 @@ def resampled_distances(
         found = _distances([*ours, *fixed], _Gaussian.of(other, reference_weight))
         return np.append(found[: len(ours)], found[len(ours) :].mean()) if fixed else found
 
-    values = measure([None] * len(features), None)
-    drawn = np.empty((resamples, len(values)))
-    for i in range(resamples):
-        weights: list[np.ndarray | None] = []
-        for place, draw in enumerate(draws):
-            weights.append(weights[follows[place]] if place in follows else _at_least_two(draw, rng))
-        drawn[i] = measure(weights, _at_least_two(reference_draw, rng))
-        if progress:
-            progress(i + 1, resamples, "resampling for the interval")
+    with _one_thread(other.shape[1]):
+        values = measure([None] * len(features), None)
+        drawn = np.empty((resamples, len(values)))
+        for i in range(resamples):
+            weights: list[np.ndarray | None] = []
+            for place, draw in enumerate(draws):
+                weights.append(weights[follows[place]] if place in follows else _at_least_two(draw, rng))
+            drawn[i] = measure(weights, _at_least_two(reference_draw, rng))
+            if progress:
+                progress(i + 1, resamples, "resampling for the interval")
     corrected = drawn - (drawn.mean(axis=0) - values) if resamples else drawn
     return values, np.maximum(corrected, _LEAST_SHARE * values)
+
+
+def _one_thread(dimensions: int) -> AbstractContextManager[object]:
+    """Small matrices in one thread: on a busy machine several wait for each other, twenty times as long as they work."""
+    if dimensions > _SMALL:
+        return nullcontext()
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1, user_api="blas")
 
 
 def _at_least_two(draw: Resamples, rng: np.random.Generator) -> np.ndarray:

@@ -262,6 +262,8 @@ def train_features(
     from ..data import open_data
 
     held_out_split = "held-out"
+    if not replace and Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
+        raise InputError(f"{out} exists already; name a new folder or remove it first")
     train = open_data(data)
     if train.labels is None:
         raise InputError(

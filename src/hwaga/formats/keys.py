@@ -17,17 +17,17 @@ _HOLES = {"path": r"(?P<path>.+)", "i": r"(?P<i>\d+)"}
 
 def renamed(names: Iterable[str], table: Iterable[Row], back: bool = False) -> dict[str, str]:
     """{name: new name} by the first row that fits; names that no row fits stay. `back` goes from ours to the public ones."""
-    rules = []
+    rules: list[tuple[re.Pattern[str], str]] = []
     for public, ours in table:
         source, goal = (ours, public) if back else (public, ours)
         pattern = re.escape(source)
         for hole, expression in _HOLES.items():
-            pattern = pattern.replace(re.escape("{%s}" % hole), expression, 1)
+            pattern = pattern.replace(re.escape("{" + hole + "}"), expression, 1)
         rules.append((re.compile(pattern), goal))
     found = {}
     for name in names:
-        for pattern, goal in rules:
-            if match := pattern.fullmatch(name):
+        for rule, goal in rules:
+            if match := rule.fullmatch(name):
                 found[name] = goal.format(**match.groupdict())
                 break
         else:

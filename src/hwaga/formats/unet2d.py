@@ -72,14 +72,18 @@ def network_config(public: Mapping[str, Any], where: str) -> UNetConfig:
     down, up, channels = full["down_block_types"], full["up_block_types"], full["block_out_channels"]
     for kind in (*down, *up):
         if kind not in ("DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D"):
-            raise InputError(f"{where}: block type {kind!r} cannot be loaded; DownBlock2D, AttnDownBlock2D and their Up kind can")
+            raise InputError(
+                f"{where}: block type {kind!r} cannot be loaded; DownBlock2D, AttnDownBlock2D and their Up kind can"
+            )
     attention = [kind.startswith("Attn") for kind in down]
     if [kind.startswith("Attn") for kind in reversed(up)] != attention:
         raise InputError(f"{where}: attention on the way up {up} does not mirror that on the way down {down}")
     if full["attn_norm_num_groups"] not in (None, full["norm_num_groups"]):
         raise InputError(f"{where}: attn_norm_num_groups={full['attn_norm_num_groups']} differs from norm_num_groups")
     if full["time_embedding_dim"] not in (None, 4 * channels[0]):
-        raise InputError(f"{where}: time_embedding_dim={full['time_embedding_dim']} cannot be loaded; {4 * channels[0]} can")
+        raise InputError(
+            f"{where}: time_embedding_dim={full['time_embedding_dim']} cannot be loaded; {4 * channels[0]} can"
+        )
     try:
         return UNetConfig(
             channels=tuple(channels), attention=tuple(attention), blocks=full["layers_per_block"],
@@ -98,9 +102,13 @@ def network_config(public: Mapping[str, Any], where: str) -> UNetConfig:
 def public_network_config(config: UNetConfig, size: tuple[int, int]) -> dict[str, Any]:
     """The public config of ours; InputError in one sentence where there is none."""
     if config.patch != 1:
-        raise InputError(f"network.patch={config.patch}: the public layout has no field for it; only a network with patch=1 can be exported")
+        raise InputError(
+            f"network.patch={config.patch}: the public layout has no field for it; only a network with patch=1 can be exported"
+        )
     if config.time_scale != 1.0:
-        raise InputError(f"network.time_scale={config.time_scale}: the public layout has no field for it; 1 can be exported")
+        raise InputError(
+            f"network.time_scale={config.time_scale}: the public layout has no field for it; 1 can be exported"
+        )
     kind = {True: "Attn", False: ""}
     return {
         "_class_name": "UNet2DModel", **UNET_DEFAULTS, "sample_size": size[0] if size[0] == size[1] else list(size),

@@ -1,21 +1,23 @@
-"""The 3 x 3 convolution of every network here: minimal filtering where the shape says that it pays, else the library's own.
+"""The 3 x 3 convolution of every network here: minimal filtering where the shape says that it pays.
 
-`Conv2d` is `nn.Conv2d` in its constructor, its parameters and its first weights. In float32 on a CPU, with stride 1 and padding 1,
-`choose` picks F(4 x 4, 3 x 3), F(2 x 2, 3 x 3) (see `winograd.py`) or the direct sum for the forward pass and for each of the two
-gradients. It is a rule on the shape and never a timing, so the same call gives the same bits on every day. Everything else (other
-kernels, bf16, accelerators, compiled graphs) is the library's.
+`Conv2d` is `nn.Conv2d` in its constructor, its parameters and its first weights. In float32 on a CPU, with stride 1
+and padding 1, `choose` picks F(4 x 4, 3 x 3), F(2 x 2, 3 x 3) (`winograd.py`) or the direct sum for the forward pass
+and for each of the two gradients. It is a rule on the shape and never a timing, so the same call gives the same bits on
+every day. Everything else (other kernels, bf16, accelerators, compiled graphs) is the library's.
 
-Differentiable any number of times: the gradients are made of the same two operations, so a penalty on gradients (R1) works.
+Differentiable any number of times: the gradients are made of the same two operations (a penalty on gradients works).
 
     layer.minimal_filtering   True: by the rule; False: never; 2 or 4: that one, whatever the shape (tests, experiments)
-    layer.cache_transforms    keep the transformed weights while no gradients are taken (more memory, see `transformed_bytes`)
-    fit_transforms(net, n)    turns layers off, the heaviest first, until the caches fit in n bytes
+    layer.cache_transforms    keep the transformed weights while no gradients are taken (memory: `transformed_bytes`)
+    fit_transforms(net, n)    turns layers off, the heaviest first, until the kept transforms fit in n bytes
+
+Beside what is kept, a call takes up to some 60 MiB of passing memory (`winograd.BLOCK_BYTES`).
 """
 
 from __future__ import annotations
 
 import weakref
-from functools import lru_cache
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -25,37 +27,38 @@ from torch import Tensor, nn
 from . import winograd
 
 Algorithm = Literal[0, 2, 4]  # 0: direct; m: F(m x m, 3 x 3)
-Pass = Literal[
-    "cached", "anew", "kernel"
-]  # forward with kept transforms; forward (or input's gradient) without; kernel's gradient
+Pass = Literal["cached", "anew", "kernel"]
+# cached: forward with a kept transform; anew: forward, or the input's gradient, with one made now; kernel: its gradient
 
-# Nanoseconds of one step on a machine of 1 flop/s = 200e9 (both kinds of processor of the benchmarks lie near it): what the rule
-# weighs. Only their ratios matter, and only coarsely.
-_DIRECT = 1 / 210  # a multiplication and an addition each count one
-_PRODUCT = 1 / 150
-_TILES = {2: 2.6, 4: 1.05}  # an input pixel and channel: tiles, B^T d B
-_RETURN = {2: 1.4, 4: 0.75}  # an output pixel and channel: A^T M A, put in place
-_STREAM = 0.22  # a number of a kernel, direct or transformed, read from memory
-_ANEW = 0.7  # a number of a transformed kernel, made
-_CALLS = 60e3  # a dozen calls of the library
+# The rule weighs nanoseconds of a machine that convolves directly at 210e9 flop/s (measured on two cores). Only the
+# ratios matter, and only coarsely: on another machine a close call goes the other way, and loses little.
+_DIRECT = 1 / 210  # a multiplication, an addition
+_PRODUCT = 1 / 175
+_TILES = {2: 4.2, 4: 2.6}  # an input's pixel and channel: tiles, B^T d B
+_RETURN = {2: 3.0, 4: 1.8}  # an output's pixel and channel: A^T M A, put in its place
+_READ = 0.18  # a number of a transformed kernel, from memory
+_ARRANGE = 0.25  # a number of a plain kernel, which the library reorders at each call
+_MAKE = 0.6  # a number of a transformed kernel, made
+_MAKE_LARGE = 1.5  # the same where the kernel is too large for the allocator to reuse memory
+_CALLS = 50e3  # a dozen calls
 _MARGIN = 0.93  # direct unless clearly slower
-_LARGE = 2**20  # kernels above it (channels in times out) are never kept as F(4 x 4): four times their memory
+_LARGE = 5 * 2**18  # kernels (channels in times out) above it are not kept as F(4 x 4): that is four times their memory
 
 
 def _cost(m: Algorithm, task: Pass, c: int, k: int, n: int, h: int, w: int) -> float:
     """Estimated nanoseconds."""
     if m == 0:
-        return 18 * n * h * w * c * k * _DIRECT + 9 * c * k * _STREAM
-    positions = (m + 2) ** 2
-    tiles = n * -(-h // m) * -(-w // m)
-    pixels = tiles * m * m
-    kernel = positions * c * k * (_STREAM if task == "cached" else _ANEW)
-    return _CALLS + pixels * (_TILES[m] * c + _RETURN[m] * k) + 2 * positions * tiles * c * k * _PRODUCT + kernel
+        return 18 * n * h * w * c * k * _DIRECT + 9 * c * k * _ARRANGE
+    positions, tiles = (m + 2) ** 2, n * -(-h // m) * -(-w // m)
+    kernel = positions * c * k
+    per_number = _READ if task == "cached" else _MAKE if kernel <= 2**23 else _MAKE_LARGE
+    transforms = tiles * m * m * (_TILES[m] * c + _RETURN[m] * k)
+    return _CALLS + transforms + 2 * tiles * kernel * _PRODUCT + kernel * per_number
 
 
-@lru_cache(maxsize=None)
+@cache
 def choose(task: Pass, channels_in: int, channels_out: int, n: int, height: int, width: int) -> Algorithm:
-    """The rule: which algorithm serves n pictures of (channels_in, height, width). A function of its arguments alone."""
+    """The rule: which algorithm serves n pictures of (channels_in, height, width). Depends on its arguments alone."""
     best: Algorithm = 0
     limit = _MARGIN * _cost(0, task, channels_in, channels_out, n, height, width)
     options: tuple[Algorithm, ...] = (2,) if task == "cached" and channels_in * channels_out > _LARGE else (2, 4)
@@ -130,7 +133,7 @@ class _Convolve(torch.autograd.Function):
 
 
 class _KernelGradient(torch.autograd.Function):
-    """The kernel's gradient (k, c, 3, 3) from x (n, c, h, w) and the output's gradient (n, k, h, w): bilinear, as they are."""
+    """The kernel's gradient (k, c, 3, 3) from x (n, c, h, w) and the output's gradient (n, k, h, w)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gradient: Tensor, form: torch.memory_format, force: Algorithm | None) -> Tensor:
@@ -169,10 +172,10 @@ def _by_rule(x: Tensor, weight: Tensor) -> bool:
 
 
 def convolve3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, force: Algorithm | None = None) -> Tensor:
-    """(n, c, h, w) convolved with `weight` (k, c, 3, 3), stride 1, padding 1 -> (n, k, h, w), for weights made on the spot.
+    """(n, c, h, w) convolved with weights made on the spot (k, c, 3, 3), stride 1, padding 1 -> (n, k, h, w).
 
     By the rule; `force` names the algorithm (0: direct). Nothing is kept. Relative error (norm) against the direct sum
-    below 1e-5, gradients too.
+    below 1e-5, of the gradients too. `bias` is (k,).
     """
     if force is None and not _by_rule(x, weight):
         return F.conv2d(x, weight, bias, padding=1)
@@ -219,8 +222,8 @@ class _Kept:
 class Conv2d(nn.Conv2d):
     """`nn.Conv2d` (same arguments, state dict and first weights) that filters minimally where the rule says so.
 
-    Input and output are (n, channels, h, w); memory formats as the library's: channels_last in, channels_last out, which
-    is also the faster one.
+    Input and output are (n, channels, h, w); memory formats as the library's: channels_last in, channels_last out (the
+    faster one).
     """
 
     minimal_filtering: bool | Literal[2, 4] = True

@@ -1,14 +1,18 @@
-"""Minimal filtering of pictures by 3 x 3 kernels: fewer multiplications than the direct sum (Winograd 1980; Lavin and Gray
-2015, arXiv:1509.09308).
+"""Minimal filtering of pictures by 3 x 3 kernels: fewer multiplications than the direct sum.
 
-F(m x m, 3 x 3) computes a tile of m x m outputs from (m + 2) x (m + 2) inputs: Y = A^T [(G g G^T) * (B^T d B)] A, equations
-(8) and (10) there, summed over input channels before the last transform. It multiplies (m + 2)^2 times for m^2 outputs, where the
-direct sum needs 9 m^2: 16 instead of 36 for m = 2, 36 instead of 144 for m = 4.
+F(m x m, 3 x 3) computes a tile of m x m outputs from (m + 2) x (m + 2) inputs,
 
-Everything is a few large operations. A transform is one Kronecker matrix applied to whole tiles: B^T (x) B^T, of size
-(m + 2)^2, times the tiles laid out (tile, position, channel); the sum over channels is one batched product over the positions.
-Work goes through blocks of some megabytes, so that intermediate values stay in the processor's cache and large fresh
-allocations (whose pages the system has to clear each time) are not needed. Sums over a fixed order: the same bits on every run.
+    Y = A^T [(G g G^T) * (B^T d B)] A        (Lavin and Gray 2015, arXiv:1509.09308, equation 8)
+
+summed over the input's channels before the last transform (equations 9 to 12 there; the idea: Winograd 1980). It
+multiplies (m + 2)^2 times for m^2 outputs, where the direct sum needs 9 m^2: 16 instead of 36 for m = 2, 36 instead of
+144 for m = 4.
+
+Everything is a few large operations. A transform is one Kronecker square (of B^T: (m + 2)^2 rows and columns) times
+whole tiles that lie as (tile, position, channel); the sum over channels is one batched product over the positions. Work
+goes through blocks of some megabytes: intermediate values stay in the processor's cache, and the allocator reuses their
+memory (pages of large fresh allocations are cleared by the system each time). All sums have a fixed order: the same
+bits on every run.
 
 Pictures are (n, h, w, channels) here, i.e. the memory of `torch.channels_last`; `conv.py` has the module.
 """
@@ -25,7 +29,7 @@ from torch import Tensor
 
 BLOCK_BYTES = 12 * 2**20  # of one intermediate; 6 to 24 MiB measured alike, more or less is slower
 
-# B^T, G and A^T of Lavin and Gray, section 4.1 (m = 2) and 4.3 (m = 4), interpolation points 0, 1, -1 and 0, 1, -1, 2, -2.
+# B^T, G and A^T: Lavin and Gray, sections 4.1 (m = 2) and 4.3 (m = 4); points 0, 1, -1 and 0, 1, -1, 2, -2.
 _INPUT = {
     2: [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]],
     4: [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
@@ -61,8 +65,8 @@ def matrices(m: int, dtype: torch.dtype) -> Matrices:
 def transform_kernel(weight: Tensor, m: int, adjoint: bool = False) -> Tensor:
     """U = G g G^T of every kernel, ready to be multiplied: (P, channels in, channels out), a view of one new tensor.
 
-    `weight` is (out, in, 3, 3). With `adjoint`, the kernel of the transposed convolution (turned by 180 degrees, channels
-    exchanged), which takes the output's gradient to the input's: (P, out, in).
+    `weight` is (out, in, 3, 3). With `adjoint`, the kernel of the transposed convolution (turned by 180 degrees, its
+    channels exchanged), which takes the output's gradient to the input's: (P, out, in).
     """
     out, into = weight.shape[:2]
     kernel = matrices(m, weight.dtype).kernel
@@ -80,7 +84,7 @@ class _Block(NamedTuple):
 
 
 def _blocks(n: int, rows: int, row_bytes: int) -> Iterator[_Block]:
-    """Cuts n pictures of `rows` rows of tiles into equal blocks of about BLOCK_BYTES: some pictures, or a strip of one."""
+    """Cuts n pictures of `rows` rows of tiles into blocks of about BLOCK_BYTES: some pictures, or a strip of one."""
     if n == 0 or rows == 0:
         return
     picture = rows * row_bytes

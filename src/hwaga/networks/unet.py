@@ -37,7 +37,9 @@ from ..layers.resnet import Downsample, ResnetBlock, Upsample
 class UNetConfig(BaseModel, frozen=True, extra="forbid"):
     """Sizes and choices of a UNet; the defaults are those of the CIFAR-10 network of the paper."""
 
-    channels: tuple[int, ...] = Field((128, 256, 256, 256), min_length=1, max_length=16, description="width at each resolution")
+    channels: tuple[int, ...] = Field(
+        (128, 256, 256, 256), min_length=1, max_length=16, description="width at each resolution"
+    )
     attention: tuple[bool, ...] = Field((False, True, False, False), description="attention at each resolution")
     blocks: int = Field(2, ge=1, le=64, description="residual blocks a resolution")
     in_channels: int = Field(3, ge=1)
@@ -87,7 +89,7 @@ class _Level(nn.Module):
         self.downsamplers: nn.ModuleList | None = None
         self.upsamplers: nn.ModuleList | None = None
 
-    def layer(self, j: int, x: Tensor, time: Tensor) -> Tensor:
+    def forward(self, j: int, x: Tensor, time: Tensor) -> Tensor:
         x = self.resnets[j](x, time)
         return x if self.attentions is None else self.attentions[j](x)
 
@@ -96,7 +98,9 @@ class _Middle(nn.Module):
     def __init__(self, config: UNetConfig, width: int, time_width: int) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(_block(config, width, width, time_width) for _ in range(2))
-        self.attentions = nn.ModuleList([_attention(config, width, config.middle_norm)]) if config.middle_attention else None
+        self.attentions = (
+            nn.ModuleList([_attention(config, width, config.middle_norm)]) if config.middle_attention else None
+        )
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         x = self.resnets[0](x, time)
@@ -117,7 +121,7 @@ class UNet(nn.Module):
         self.time_embedding = TimeEmbedding(widths[0], time_width)
         self.class_embedding = nn.Embedding(config.classes, time_width) if config.classes else None
 
-        self.down_blocks = nn.ModuleList()
+        self.down_blocks: Any = nn.ModuleList()
         kept = [widths[0]]  # widths of what the way down keeps
         for i, width in enumerate(widths):
             before = kept[-1]
@@ -131,7 +135,7 @@ class UNet(nn.Module):
 
         self.mid_block = _Middle(config, widths[-1], time_width)
 
-        self.up_blocks = nn.ModuleList()
+        self.up_blocks: Any = nn.ModuleList()
         before = widths[-1]
         for i, width in reversed(list(enumerate(widths))):
             pairs = [((before if j == 0 else width) + kept.pop(), width) for j in range(config.blocks + 1)]
@@ -146,7 +150,7 @@ class UNet(nn.Module):
 
     def initialise(self, generator: torch.Generator) -> None:
         """First weights as in the paper's code: variance scaling, and 0 for what ends a residual branch or the network."""
-        ends = [part.conv2 for part in self.modules() if isinstance(part, ResnetBlock)]
+        ends: list[nn.Module] = [part.conv2 for part in self.modules() if isinstance(part, ResnetBlock)]
         ends += [part.to_out[0] for part in self.modules() if isinstance(part, PixelAttention)]
         initialise(self, generator, zero=[*ends, self.conv_out])
 
@@ -165,16 +169,16 @@ class UNet(nn.Module):
         x = self.conv_in(x.contiguous(memory_format=torch.channels_last))
         kept = [x]
         for level in self.down_blocks:
-            for j in range(len(level.resnets)):
-                x = self._run(level.layer, j, x, embedding)
+            for j in range(self.config.blocks):
+                x = self._run(level, j, x, embedding)
                 kept.append(x)
             if level.downsamplers is not None:
                 x = level.downsamplers[0](x)
                 kept.append(x)
         x = self.mid_block(x, embedding)
         for level in self.up_blocks:
-            for j in range(len(level.resnets)):
-                x = self._run(level.layer, j, torch.cat([x, kept.pop()], dim=1), embedding)
+            for j in range(self.config.blocks + 1):
+                x = self._run(level, j, torch.cat([x, kept.pop()], dim=1), embedding)
             if level.upsamplers is not None:
                 x = level.upsamplers[0](x)
         x = self.conv_out(silu(self.conv_norm_out(x)))
@@ -188,10 +192,10 @@ class UNet(nn.Module):
         embedding = self.time_embedding(wave.to(self.time_embedding.linear_1.weight.dtype))
         return embedding if self.class_embedding is None else embedding + self.class_embedding(label)
 
-    def _run(self, layer: Any, *inputs: Any) -> Tensor:
+    def _run(self, level: Any, j: int, x: Tensor, embedding: Tensor) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(layer, *inputs, use_reentrant=False)
-        return layer(*inputs)
+            return checkpoint(level, j, x, embedding, use_reentrant=False)
+        return level(j, x, embedding)
 
 
 def _block(config: UNetConfig, in_channels: int, out_channels: int, time_width: int) -> ResnetBlock:

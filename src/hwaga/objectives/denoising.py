@@ -52,9 +52,7 @@ def mean_terms(terms: Mapping[str, Tensor]) -> Terms:
     return {name: value.mean() for name, value in terms.items()}
 
 
-def held_out_bins(
-    loss: Callable[[tuple[float, float]], Terms], bins: int = 5
-) -> dict[str, Tensor]:
+def held_out_bins(loss: Callable[[tuple[float, float]], Terms], bins: int = 5) -> dict[str, Tensor]:
     """The first term by equal bins of time, and their mean as `loss`: one value a picture (n,) each."""
     edges = torch.linspace(0, 1, bins + 1).tolist()
     found = {}

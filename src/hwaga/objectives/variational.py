@@ -26,7 +26,9 @@ BITS = 1 / math.log(2)
 
 def gaussian_kl(mean_a: Tensor, log_var_a: Tensor, mean_b: Tensor, log_var_b: Tensor) -> Tensor:
     """KL(a || b) of diagonal Gaussians, elementwise, in nats."""
-    return 0.5 * (log_var_b - log_var_a - 1 + (log_var_a - log_var_b).exp() + (mean_a - mean_b) ** 2 * (-log_var_b).exp())
+    return 0.5 * (
+        log_var_b - log_var_a - 1 + (log_var_a - log_var_b).exp() + (mean_a - mean_b) ** 2 * (-log_var_b).exp()
+    )
 
 
 def discretised_log_likelihood(x: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:

@@ -10,16 +10,19 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
+from ..errors import InputError, unknown
 from ..interfaces import Point, Prediction
 from . import process
 from .process import Level
 
 Schedule = Literal["linear", "scaled-linear", "cosine"]
+Spacing = Literal["leading", "trailing", "linspace"]
 Variance = Literal["fixed-small", "fixed-large", "learned", "learned-range"]
 
 
@@ -38,7 +41,9 @@ class GaussianConfig(BaseModel, frozen=True, extra="forbid"):
     @model_validator(mode="after")
     def _rises(self) -> GaussianConfig:
         if self.schedule != "cosine" and self.beta_end < self.beta_start:
-            raise ValueError(f"beta_end={self.beta_end} is below beta_start={self.beta_start}; betas rise from start to end")
+            raise ValueError(
+                f"beta_end={self.beta_end} is below beta_start={self.beta_start}; betas rise from start to end"
+            )
         return self
 
     @property
@@ -61,6 +66,24 @@ def betas(config: GaussianConfig) -> Float[Tensor, " steps"]:
     return torch.tensor([min(1 - f[i + 1] / f[i], 0.999) for i in range(n)], dtype=torch.float32)
 
 
+def indices(timesteps: int, steps: int, spacing: str = "leading", offset: int = 0) -> list[int]:
+    """Table indices, highest first, of a grid of `steps`, as public schedulers space them (Lin et al. 2024, table 2).
+
+    InputError if steps is not in 1 ... timesteps. `offset` is added on the leading grid (Stable Diffusion has 1).
+    """
+    if not 1 <= steps <= timesteps:
+        raise InputError(f"steps={steps}: this model was trained with {timesteps} steps; use 1 to {timesteps}")
+    if spacing == "leading":
+        found = np.arange(steps, dtype=float)[::-1] * (timesteps // steps) + offset
+    elif spacing == "trailing":
+        found = np.round(np.arange(timesteps, 0, -timesteps / steps)) - 1
+    elif spacing == "linspace":
+        found = np.linspace(0, timesteps - 1, steps).round()[::-1]
+    else:
+        raise unknown("spacing", spacing, ("leading", "trailing", "linspace"))
+    return [int(k) for k in found[:steps].clip(0, timesteps - 1)]
+
+
 class GaussianDiffusion:
     """See the top of this file. Holds tables, no parameters."""
 
@@ -76,12 +99,19 @@ class GaussianDiffusion:
     # ------------------------------------------------------------------------------------------------- times and levels
 
     def _level_at(self, k: int) -> Level:
-        bar = float(self.alpha_bar[k])
-        return Level(math.sqrt(bar), math.sqrt(1 - bar))
+        at = self.point(k)
+        return Level(at.alpha, at.sigma)
 
     def point(self, k: int) -> Point:
         """Index k of the table (0 ... T - 1) as a point of a grid; the network is fed k."""
-        return Point((k + 1) / self.config.timesteps, *self._level_at(k), float(k))
+        bar = float(self.alpha_bar[k])
+        return Point((k + 1) / self.config.timesteps, math.sqrt(bar), math.sqrt(1 - bar), float(k))
+
+    def grid(self, steps: int, spacing: str = "leading", offset: int = 0, ends_at_data: bool = True) -> list[Point]:
+        """`steps` + 1 points from noise to data. The last one is the data (alpha = 1, sigma = 0), or, as a scheduler's
+        `set_alpha_to_one: false` asks, the lowest level of the table."""
+        walk = [self.point(k) for k in indices(self.config.timesteps, steps, spacing, offset)]
+        return [*walk, Point(0.0, 1.0, 0.0, 0.0) if ends_at_data else self.point(0)]
 
     def level(self, t: Float[Tensor, " n"]) -> Level:
         """alpha and sigma (n,) float64 at times t in [0, 1]; below the first index sigma / alpha falls linearly to 0."""

@@ -16,7 +16,6 @@ from ..errors import InputError
 from .ddim import ddim
 from .ddpm import ddpm
 
-
 Check = Callable[[str, Any], None]
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..interfaces import Callback, Denoise, Noise, Point, Step
-from ..processes.process import Level, posterior
+from ..processes.process import Amount, Level, posterior
 
 
 def ddpm(
@@ -27,17 +27,21 @@ def ddpm(
         step = posterior(Level(at.alpha, at.sigma), Level(to.alpha, to.sigma))
         x = step.from_x * x + step.from_x0 * x0
         if i < len(grid) - 2:
-            x = x + _deviation(variance, step.small, step.large, said.log_variance) * noise("step_noise", tuple(x.shape))
+            x = x + _deviation(variance, step.small, step.large, said.log_variance) * noise(
+                "step_noise", tuple(x.shape)
+            )
         if callback:
             callback(Step(i, len(grid) - 1, at, to, x, x0))
     return x
 
 
-def _deviation(variance: str, small: float, large: float, log_variance: Tensor | None) -> Tensor | float:
+def _deviation(variance: str, small: Amount, large: Amount, log_variance: Tensor | None) -> Tensor | float:
     if variance == "learned":
         if log_variance is None:
-            raise ValueError("variance='learned', but this network does not predict one: use fixed-small or fixed-large")
+            raise ValueError(
+                "variance='learned', but this network does not predict one: use fixed-small or fixed-large"
+            )
         return torch.exp(0.5 * log_variance)
     if variance not in ("fixed-small", "fixed-large"):
         raise ValueError(f"variance={variance!r}: one of fixed-small, fixed-large, learned")
-    return max(small if variance == "fixed-small" else large, 1e-20) ** 0.5
+    return max(float(small if variance == "fixed-small" else large), 1e-20) ** 0.5

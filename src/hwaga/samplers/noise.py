@@ -37,7 +37,11 @@ def from_seed(seed: int, pictures: Sequence[int], device: str | torch.device = "
 
 
 def replayed(
-    recorded: Mapping[str, Tensor], fallback: Noise, pictures: Sequence[int], total: int, device: str | torch.device = "cpu"
+    recorded: Mapping[str, Tensor],
+    fallback: Noise,
+    pictures: Sequence[int],
+    total: int,
+    device: str | torch.device = "cpu",
 ) -> Noise:
     """Recorded draws instead of fresh ones; names that are not recorded fall back.
 
@@ -61,7 +65,9 @@ def replayed(
             value = value.expand(len(pictures), *value.shape[1:])
         if tuple(value.shape) != tuple(shape):
             have = tuple(recorded[name].shape)
-            raise InputError(f"noise[{name!r}] has shape {have}; this call of {total} pictures draws {tuple(shape[1:])} a picture")
+            raise InputError(
+                f"noise[{name!r}] has shape {have}; this call of {total} pictures draws {tuple(shape[1:])} a picture"
+            )
         return value.to(device)
 
     return noise

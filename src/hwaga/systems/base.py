@@ -1,11 +1,21 @@
 """What every system is: networks with a config, and `sample`, which checks what is asked and deals it out in batches.
 
 A system's own file says the rest: its config, its networks, its stages of training, its denoiser, and how it paints.
+
+    About      what a model remembers beside its config
+    Request    a checked call of `sample`, or the part of it that is painted in one batch
+    System     the base of the eleven
+    checks     everything that a user can get wrong in a call is found before anything is painted
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import secrets
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
@@ -13,15 +23,13 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
-from ..errors import InputError, unknown
-from ..interfaces import Stage, Step
+from ..errors import InputError, WorkError, unknown
+from ..interfaces import Callback, Noise, Stage, Step
 from ..layers.initialise import build_on
 from ..provenance import attach, record
-from ..samplers.noise import stream
-from . import request as asked
-from .pictures import to_pil, to_unit
-from .progress import steps_bar
-from .request import Defaults, Request
+from ..samplers import SAMPLERS
+from ..samplers.noise import from_seed, replayed, stream
+from .pictures import to_pil
 
 COMMON = ("n", "size", "seed", "noise", "callback", "output", "progress")  # what every system takes
 
@@ -39,6 +47,61 @@ class About(BaseModel):
     name: str | None = None  # "openmoji/ddpm", or the path it was loaded from
     sha256: str | None = None  # over the weights
     layout: dict[str, Any] = {}  # how the public files that it was loaded from were laid out
+
+
+# ------------------------------------------------------------------------------------------------------------- a call
+
+PIXELS_A_BATCH = 2**18  # pictures are painted in batches of about as many pixels: 256 of 32 x 32, 1 of 512 x 512
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What `None` means for a model."""
+
+    sampler: str
+    steps: Mapping[str, int]  # by sampler
+    guidance_scale: float = 1.0
+    sampler_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked call of `sample`, or the part of it that is painted in one batch."""
+
+    pictures: tuple[int, ...]  # places in the whole call
+    total: int
+    size: tuple[int, int]  # (height, width)
+    steps: int
+    sampler: str
+    sampler_options: Mapping[str, Any]
+    guidance_scale: float
+    seed: int
+    label: Tensor | None  # (n,) int64
+    inputs: Mapping[str, Any]  # prompt, image, mask, ... and the system's own keywords: what was given of them
+    recorded: Mapping[str, Tensor]  # draws to replay
+    device: torch.device
+    callback: Callback | None = None
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def source(self) -> Noise:
+        """The noise of these pictures, from the start of their streams."""
+        fresh = from_seed(self.seed, self.pictures, self.device)
+        if not self.recorded:
+            return fresh
+        return replayed(self.recorded, fresh, self.pictures, self.total, self.device)
+
+    def parts(self) -> Iterator[Request]:
+        """The batches of a call, in order."""
+        count = max(1, PIXELS_A_BATCH // (self.size[0] * self.size[1]))
+        for start in range(0, self.total, count):
+            chosen = self.pictures[start : start + count]
+            label = None if self.label is None else self.label[start : start + count]
+            yield replace(self, pictures=chosen, label=label)
+
+
+# ----------------------------------------------------------------------------------------------------------- a system
 
 
 class System:
@@ -102,6 +165,10 @@ class System:
         """Pictures in about [-1, 1] of one batch of a call."""
         raise NotImplementedError
 
+    def to_diffusers(self, folder: Path) -> None:
+        """Writes the public layout into an empty folder; InputError where the networks have none."""
+        raise NotImplementedError
+
     # ------------------------------------------------------------------------------------------------------------- making
 
     @classmethod
@@ -120,7 +187,9 @@ class System:
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(("model", *map(str, first["loc"])))
-            raise InputError(f"{cls.name}: {key}={first['input']!r}: {first['msg'].removeprefix('Value error, ')}") from None
+            raise InputError(
+                f"{cls.name}: {key}={first['input']!r}: {first['msg'].removeprefix('Value error, ')}"
+            ) from None
 
     @classmethod
     def create(
@@ -188,8 +257,8 @@ class System:
         parts, painted = list(whole.parts()), []
         with steps_bar(self.title, len(parts), progress) as advance:
             for part in parts:
-                painted.append(to_unit(self.paint(asked.watched(part, callback, advance, self.dtype))))
-        pictures = torch.cat(painted)
+                painted.append(self.paint(watched(part, callback, advance, self.dtype)))
+        pictures = (torch.cat(painted).float() / 2 + 0.5).clamp(0, 1).cpu()
         return pictures if output == "tensor" else self._with_provenance(pictures, whole, {**given, **own})
 
     def preview(self, n: int, seed: int = 0) -> Float[Tensor, "n 3 h w"]:
@@ -203,24 +272,26 @@ class System:
             if value is not None and name not in self.takes:
                 takers = [s["name"] for s in systems() if name in s["takes"]]
                 others = f"; systems that take {name}=: {', '.join(takers)}" if takers else ""
-                raise InputError(f"{name}= given to {self.title}, which takes {', '.join(f'{t}=' for t in self.takes)}{others}")
+                raise InputError(
+                    f"{name}= given to {self.title}, which takes {', '.join(f'{t}=' for t in self.takes)}{others}"
+                )
         for name in own:
             if name not in self.own:
                 raise unknown(f"keyword of {self.title}", name, [*COMMON, *self.takes, *self.own])
 
     def _request(self, n: Any, size: Any, seed: Any, noise: Any, given: Mapping[str, Any]) -> Request:
         default = self.defaults()
-        labels, n = asked.listed_labels(given["label"], asked.whole_number("n", n, 1))
+        labels, n = listed_labels(given["label"], whole_number("n", n, 1))
         sampler = default.sampler if given["sampler"] is None else given["sampler"]
         scale = default.guidance_scale if given["guidance_scale"] is None else given["guidance_scale"]
-        options = asked.checked_sampler(sampler, given["sampler_options"] or {}, self.samplers(), default)
-        seed = asked.fresh_seed() if seed is None else asked.whole_number("seed", seed, 0)
+        options = checked_sampler(sampler, given["sampler_options"] or {}, self.samplers(), default)
+        seed = fresh_seed() if seed is None else whole_number("seed", seed, 0)
         steps = default.steps[sampler] if given["steps"] is None else given["steps"]
         return Request(
-            pictures=tuple(range(n)), total=n, size=asked.checked_size(size, self.about.size, self.factor()),
-            steps=asked.whole_number("steps", steps, 1),
+            pictures=tuple(range(n)), total=n, size=checked_size(size, self.about.size, self.factor()),
+            steps=whole_number("steps", steps, 1),
             sampler=sampler, sampler_options=options,
-            guidance_scale=asked.number("guidance_scale", scale, -1000, 1000), seed=seed,
+            guidance_scale=number("guidance_scale", scale, -1000, 1000), seed=seed,
             label=self._labels(labels, n, seed), recorded=dict(noise or {}), device=self.device,
             inputs={k: v for k, v in given.items() if v is not None and (k in self.own or k in ("image", "mask", "strength"))},
         )  # fmt: skip
@@ -232,8 +303,8 @@ class System:
                 raise InputError(f"label={labels[0]!r}: this model was trained without labels; leave label out")
             return None
         if labels is None:
-            return asked.drawn_labels(seed, n, self.about.label_counts or [1] * count)
-        return torch.tensor([asked.class_number(value, count, self.about.classes) for value in labels])
+            return drawn_labels(seed, n, self.about.label_counts or [1] * count)
+        return torch.tensor([class_number(value, count, self.about.classes) for value in labels])
 
     def _with_provenance(self, pictures: Tensor, request: Request, given: Mapping[str, Any]) -> list[Any]:
         about, images = self.about, to_pil(pictures)
@@ -251,3 +322,120 @@ class System:
                 licence=about.data_licence, attribution=about.attribution,
             ))  # fmt: skip
         return images
+
+
+# ---------------------------------------------------------------------------------------------------- checks of a call
+
+
+def watched(
+    request: Request, user: Callable[[Step], Any] | None, advance: Callable[[int], None], dtype: Any
+) -> Request:
+    """The request with a callback that moves the bar, calls the user's, and stops at the first non-finite number."""
+
+    def callback(step: Step) -> None:
+        if not torch.isfinite(step.x).all():
+            raise WorkError(
+                f"non-finite numbers after step {step.index + 1} of {step.total} ({request.sampler}, {dtype}): nothing was "
+                f"painted; try dtype='float32', a lower guidance_scale, or check the weights"
+            )
+        advance(step.total)
+        if user is not None:
+            user(step)
+
+    return replace(request, callback=callback)
+
+
+def whole_number(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{name}={value!r}: a whole number of at least {least} is needed")
+    return value
+
+
+def number(name: str, value: Any, least: float, most: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+        raise InputError(f"{name}={value!r}: a number from {least:g} to {most:g} is needed")
+    return float(value)
+
+
+def checked_size(size: Any, default: tuple[int, int], factor: int) -> tuple[int, int]:
+    """(height, width), each a positive multiple of `factor`; InputError names the nearest that are."""
+    if size is None:
+        return default
+    pair = (
+        (size, size)
+        if isinstance(size, int) and not isinstance(size, bool)
+        else tuple(size)
+        if isinstance(size, (list, tuple))
+        else ()
+    )
+    if len(pair) != 2 or not all(isinstance(v, int) and not isinstance(v, bool) for v in pair):
+        raise InputError(f"size={size!r}: one whole number, or (height, width) in pixels, is needed")
+    for side, value in zip(("height", "width"), pair, strict=True):
+        if not 0 < value <= 65_536 or value % factor:
+            low = max(factor, value // factor * factor)
+            near = f"{low} and {low + factor}" if value > factor else str(factor)
+            raise InputError(f"size={pair}: {side} {value} is not a multiple of {factor}; nearest that work: {near}")
+    return pair
+
+
+def checked_sampler(sampler: str, options: Any, allowed: Sequence[str], default: Defaults) -> dict[str, Any]:
+    """The options of a sampler: the model's own where they fit, and the user's above them."""
+    if sampler not in allowed:
+        raise unknown("sampler", sampler, allowed)
+    if not isinstance(options, Mapping):
+        raise InputError(f"sampler_options={options!r}: a dict such as {{'eta': 0.5}} is needed")
+    known = SAMPLERS[sampler].options
+    for key, value in options.items():
+        if key not in known:
+            raise unknown(f"option of sampler {sampler}", key, known)
+        known[key](key, value)
+    return {**{k: v for k, v in default.sampler_options.items() if k in known}, **options}
+
+
+def listed_labels(label: Any, n: int) -> tuple[list[Any] | None, int]:
+    """One label a picture and the number of pictures; a list of labels settles it."""
+    if isinstance(label, Tensor):
+        label = label.tolist()
+    if isinstance(label, (list, tuple)):
+        if not label or n not in (1, len(label)):
+            raise InputError(f"n={n} with {len(label)} labels: a list of labels has one a picture; leave n out")
+        return list(label), len(label)
+    return (None if label is None else [label] * n), n
+
+
+def class_number(value: Any, count: int, names: Sequence[str]) -> int:
+    """0 ... count - 1 from a number or a name."""
+    if isinstance(value, str) and value in names:
+        return list(names).index(value)
+    if isinstance(value, str) and not value.lstrip("-").isdigit() and names:
+        raise unknown("label", value, names)
+    if isinstance(value, bool) or not isinstance(value, (int, str)) or not str(value).isdigit() or int(value) >= count:
+        raise InputError(f"label={value!r}: class numbers run from 0 to {count - 1}")
+    return int(value)
+
+
+def drawn_labels(seed: int, n: int, counts: Sequence[int]) -> Tensor:
+    """Labels (n,) by training frequency, each picture's from its own stream."""
+    edges = torch.tensor(counts, dtype=torch.float64).cumsum(0)
+    draws = torch.stack([torch.rand((), generator=stream(seed, i, "label"), dtype=torch.float64) for i in range(n)])
+    return torch.searchsorted(edges, draws * edges[-1], right=True).clamp(max=len(counts) - 1)
+
+
+def fresh_seed() -> int:
+    """A seed for a call that names none; it is in the picture's provenance, so that the call can be repeated."""
+    return secrets.randbelow(2**31)
+
+
+@contextmanager
+def steps_bar(title: str, batches: int, shown: bool) -> Iterator[Callable[[int], None]]:
+    """Gives `advance(steps of a batch)`, to be called once a step."""
+    if not (shown and sys.stderr.isatty()):
+        yield lambda total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"{title} paints", total=None)
+        yield lambda total: bar.update(task, total=total * batches, advance=1)

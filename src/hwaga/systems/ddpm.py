@@ -32,16 +32,14 @@ from ..interfaces import Batch, Denoise, Draw, Noise, Objective, Stage, Terms
 from ..networks.unet import UNetConfig
 from ..objectives.denoising import denoising, held_out_bins, mean_terms
 from ..objectives.variational import Bound, bound
-from ..processes.gaussian import GaussianConfig
+from ..processes.gaussian import GaussianConfig, Spacing
 from ..processes.process import Level, noised
 from ..samplers import SAMPLERS
-from ..samplers.denoiser import classifier_free, denoiser, unguided
-from ..samplers.grids import SPACINGS, table_grid
+from ..samplers.denoiser import Guide, classifier_free, denoiser, unguided
 from ..weights.fill import fill
 from ..weights.mapped import Renamed
-from .base import About, System
+from .base import About, Defaults, Request, System
 from .pictures import read_picture, to_inside
-from .request import Defaults, Request
 
 
 class SamplingConfig(BaseModel, frozen=True, extra="forbid"):
@@ -49,7 +47,7 @@ class SamplingConfig(BaseModel, frozen=True, extra="forbid"):
 
     sampler: Literal["ddpm", "ddim"] = "ddpm"
     steps: int | None = Field(None, ge=1, description="None: all T for ddpm, 50 for ddim")
-    spacing: Literal["leading", "trailing", "linspace"] = "leading"
+    spacing: Spacing = "leading"
     offset: int = Field(0, ge=0)
     ends_at_data: bool = Field(True, description="False: DDIM ends at the table's lowest noise")
     clip: float | None = Field(1.0, gt=0, description="x_0 is held to [-clip, clip] at each step")
@@ -57,7 +55,7 @@ class SamplingConfig(BaseModel, frozen=True, extra="forbid"):
     guidance_scale: float = 1.0
 
 
-class Config(BaseModel, frozen=True, extra="forbid"):
+class DDPMConfig(BaseModel, frozen=True, extra="forbid"):
     network: UNetConfig = UNetConfig()
     process: GaussianConfig = GaussianConfig()
     sampling: SamplingConfig = SamplingConfig()
@@ -66,10 +64,11 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     label_dropout: float = Field(0.1, ge=0, le=1, description="share of training pictures whose label is hidden")
 
     @model_validator(mode="after")
-    def _agrees(self) -> Config:
+    def _agrees(self) -> DDPMConfig:
         wanted = self.network.in_channels * (2 if self.process.learns_variance else 1)
         if self.network.out_channels != wanted:
-            raise ValueError(f"network.out_channels={self.network.out_channels} with process.variance={self.process.variance}: {wanted} are needed")
+            given = f"network.out_channels={self.network.out_channels} with process.variance={self.process.variance}"
+            raise ValueError(f"{given}: {wanted} are needed")
         if self.labels != (self.network.classes > 0):
             raise ValueError(f"labels={self.labels} with network.classes={self.network.classes}")
         return self
@@ -82,17 +81,16 @@ class DDPM(System):
     paper = "Denoising Diffusion Probabilistic Models (arXiv:2006.11239)"
     stage_names = ("denoising",)
     takes = ("label", "steps", "sampler", "sampler_options", "guidance_scale", "image")
-    own: Mapping[str, str] = {
+    own = {
         "strip": "number of noise levels: paints a strip, the picture of image= (or of a sample) noised above, denoised below",
     }
     formats = ("diffusers",)
-    Config = Config
-    config: Config
+    Config = DDPMConfig
 
     # ------------------------------------------------------------------------------------------------- what it is made of
 
     @classmethod
-    def network_configs(cls, config: Config) -> dict[str, Any]:
+    def network_configs(cls, config: DDPMConfig) -> dict[str, Any]:
         return {"network": config.network}
 
     @classmethod
@@ -107,12 +105,14 @@ class DDPM(System):
         return {**config, "network": network}
 
     @classmethod
-    def check_data(cls, config: Config, size: tuple[int, int]) -> None:
+    def check_data(cls, config: DDPMConfig, size: tuple[int, int]) -> None:
         factor = config.network.factor
         if any(side % factor for side in size):
-            raise InputError(f"data.size={size}: this network needs multiples of {factor}, as it halves the picture that far")
+            raise InputError(
+                f"data.size={size}: this network needs multiples of {factor}, as it halves the picture that far"
+            )
 
-    def __init__(self, config: Config, networks: Mapping[str, Any], about: Any) -> None:
+    def __init__(self, config: DDPMConfig, networks: Mapping[str, Any], about: Any) -> None:
         super().__init__(config, networks, about)
         self.process = config.process.build()
 
@@ -151,9 +151,11 @@ class DDPM(System):
     # -------------------------------------------------------------------------------------------------------- how it paints
 
     def denoiser(self, conditions: Mapping[str, Tensor], guidance_scale: float = 1.0) -> Denoise:
-        guide = unguided
+        guide: Guide = unguided
         if guidance_scale != 1:
-            guide = classifier_free({k: torch.full_like(v, self.label_count()) for k, v in conditions.items()}, guidance_scale)
+            guide = classifier_free(
+                {k: torch.full_like(v, self.label_count()) for k, v in conditions.items()}, guidance_scale
+            )
         return denoiser(self._compute, self.process, conditions, guide)
 
     def paint(self, request: Request) -> Tensor:
@@ -171,7 +173,7 @@ class DDPM(System):
     def _grid(self, request: Request) -> list[Any]:
         how = self.config.sampling
         ends_at_data = how.ends_at_data or request.sampler == "ddpm"
-        return table_grid(self.process, request.steps, how.spacing, how.offset, ends_at_data)
+        return self.process.grid(request.steps, how.spacing, how.offset, ends_at_data)
 
     def _strip(self, request: Request) -> Tensor:
         """Two rows: one picture at growing noise, and below each what the walk back from there gives. One strip a picture."""
@@ -235,7 +237,9 @@ class DDPM(System):
             raise InputError("variance='learned': this network predicts none; use fixed-small or fixed-large")
         if request.guidance_scale != 1 and (request.label is None or not self.config.null_label):
             why = "has no labels" if request.label is None else "was trained without a null label"
-            raise InputError(f"guidance_scale={request.guidance_scale:g}: this model {why}, so there is nothing to guide; use 1")
+            raise InputError(
+                f"guidance_scale={request.guidance_scale:g}: this model {why}, so there is nothing to guide; use 1"
+            )
         if "strip" in request.inputs:
             count = request.inputs["strip"]
             if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 100:
@@ -266,7 +270,9 @@ class DDPM(System):
             "network": network_config, "process": process, "sampling": sampling, "null_label": False,
             "labels": network_config.classes > 0,
         })  # fmt: skip
-        network = fill(network_config, Renamed(tensors, {new: old for old, new in ours.items()}), str(path), dtype, device)
+        network = fill(
+            network_config, Renamed(tensors, {new: old for old, new in ours.items()}), str(path), dtype, device
+        )
         size = public.get("sample_size") or 32
         stored = {str(t).removeprefix("torch.") for t in getattr(tensors, "dtypes", {}).values()}
         layout = {
@@ -289,6 +295,13 @@ class DDPM(System):
             tensors = {name: value.to(getattr(torch, layout["dtype"])) for name, value in tensors.items()}
         flat = bool(layout.get("flat"))
         write_component(folder if flat else folder / "unet", network, tensors)
-        write_json(folder / "scheduler_config.json" if flat else folder / "scheduler" / "scheduler_config.json", scheduler)
-        pipeline = {"_class_name": "DDPMPipeline", "scheduler": ["diffusers", scheduler.get("_class_name", "DDPMScheduler")]}
-        write_json(folder / "model_index.json", layout.get("index") or {**pipeline, "unet": ["diffusers", "UNet2DModel"]})
+        write_json(
+            folder / "scheduler_config.json" if flat else folder / "scheduler" / "scheduler_config.json", scheduler
+        )
+        pipeline = {
+            "_class_name": "DDPMPipeline",
+            "scheduler": ["diffusers", scheduler.get("_class_name", "DDPMScheduler")],
+        }
+        write_json(
+            folder / "model_index.json", layout.get("index") or {**pipeline, "unet": ["diffusers", "UNet2DModel"]}
+        )

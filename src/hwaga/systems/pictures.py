@@ -16,11 +16,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-def to_unit(inside: Tensor) -> Tensor:
-    """[-1, 1] to [0, 1], clamped, float32 on the CPU."""
-    return (inside.float() / 2 + 0.5).clamp(0, 1).cpu()
-
-
 def to_inside(unit: Tensor) -> Tensor:
     """[0, 1] to [-1, 1]."""
     return unit.float() * 2 - 1

@@ -5,7 +5,7 @@
     optimizer-NAME.safetensors    first and second moments and counts, by parameter
     state.json                    format, step, stage, place in the data, what is logged so far, hashes of the files
 
-There are no random states to store: every draw is a function of the seed and the step (draw.py), which `state.json` has.
+There are no random states to store: every draw is a function of the seed and the step (loop.py), which state.json has.
 """
 
 from __future__ import annotations
@@ -214,7 +214,8 @@ def _same_shapes(path: Path, own: Mapping[str, Tensor], given: Mapping[str, Tens
             raise InputError(f"{path} has {key!r}, which this recipe's network has not")
         if own[key].shape != given[key].shape:
             raise InputError(
-                f"{path}: {key!r} has shape {tuple(given[key].shape)}, this recipe's network has {tuple(own[key].shape)}"
+                f"{path}: {key!r} has shape {tuple(given[key].shape)}, this recipe's network has "
+                f"{tuple(own[key].shape)}"
             )
 
 

@@ -71,7 +71,8 @@ class EmaConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class TrainingConfig(BaseModel, frozen=True, extra="forbid"):
-    """`training:` of a recipe. A key that is no field and holds a mapping is a stage's own values: `training.prior.steps`.
+    """`training:` of a recipe. A key that is no field and holds a mapping is a stage's own values:
+    `training.prior.steps`.
 
     A step is one move of the optimizers, whatever the number of processes and of accumulated parts; `batch_size` counts
     the pictures of a step over all of them.

@@ -1,7 +1,7 @@
 """Several processes, one training: started by torchrun, talking through torch itself (nccl on GPUs, gloo on CPUs).
 
-Every process works off its slice of each batch with its share of the loss, and the gradients are summed over the processes:
-the sum is the gradient of the whole batch. No wrapper around the networks; the main process alone writes.
+Every process works off its slice of each batch with its share of the loss, and the gradients are summed over the
+processes: the sum is the gradient of the whole batch. No wrapper around the networks; the main process alone writes.
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ def world(timeout: float, device: str = "auto") -> Iterator[World]:
         local = int(os.environ.get("LOCAL_RANK", "0"))
         if local >= torch.cuda.device_count():
             raise InputError(
-                f"{os.environ.get('LOCAL_WORLD_SIZE', size)} processes on a machine with {torch.cuda.device_count()} GPUs; "
+                f"{os.environ.get('LOCAL_WORLD_SIZE', size)} processes on a machine with "
+                f"{torch.cuda.device_count()} GPUs; "
                 "start one process a GPU, or set training.device=cpu"
             )
         torch.cuda.set_device(local)
@@ -129,7 +130,7 @@ def world(timeout: float, device: str = "auto") -> Iterator[World]:
         dist.destroy_process_group()
 
 
-# ----------------------------------------------------------------------------------- parameters that are shared out (FSDP)
+# -------------------------------------------------------------------------------- parameters that are shared out (FSDP)
 
 
 def shard(network: nn.Module) -> None:
@@ -162,7 +163,8 @@ def whole(tensor: Tensor) -> Tensor:
 def fill(tensor: Tensor, value: Tensor) -> None:
     """Copies a whole value into a tensor that may be shared out: each process takes its part."""
     if hasattr(tensor, "full_tensor") and not hasattr(value, "full_tensor"):
-        from torch.distributed.tensor import distribute_tensor
+        from torch.distributed.tensor import DTensor, distribute_tensor
 
+        assert isinstance(tensor, DTensor)
         value = distribute_tensor(value.to(tensor.device, tensor.dtype), tensor.device_mesh, tensor.placements)
     tensor.copy_(value)

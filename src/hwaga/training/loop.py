@@ -64,7 +64,7 @@ class Trainer:
         for network in stage.networks.values():
             network.to(self.device)
             if hasattr(network, "checkpointing"):
-                network.checkpointing = config.gradient_checkpointing
+                network.checkpointing = config.gradient_checkpointing  # type: ignore[assignment]
             if self.sharded:
                 shard(network)
         self.trainable = {
@@ -110,15 +110,8 @@ class Trainer:
             first, length = part(count, pieces, piece)
             here = slice(start + first, start + first + length)
             batch = on(self.data.batch(indices[here], epochs[here]), self.device)
-            draw = StepDraw(
-                self.config.seed,
-                self.stage.name,
-                self.done,
-                whole=whole,
-                start=here.start,
-                count=length,
-                device=self.device,
-            )
+            at = (self.config.seed, self.stage.name, self.done)
+            draw = StepDraw(*at, whole=whole, start=here.start, count=length, device=self.device)
             yield batch, draw, length / whole if not self.stage.batch_statistics else 1 / shares
 
     def total(self, objective: Objective, terms: Terms) -> Tensor:
@@ -131,7 +124,7 @@ class Trainer:
     def update(self, objective: Objective, indices: np.ndarray) -> None:
         """Sums the gradients over the processes, refuses non-finite ones, clips, moves."""
         optimizer = self.optimizers[objective.optimizer]
-        if not self.sharded:
+        if self.world.size > 1 and not self.sharded:
             self.world.sum_gradients(optimizer.parameters, self.done)
         norm = self.norm(optimizer)
         if not np.isfinite(norm):
@@ -147,7 +140,7 @@ class Trainer:
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Networks in training mode; dropout and its like drawn from this step's seed, the global generators untouched."""
+        """Networks in training mode; dropout and its like drawn from this step's seed."""
         for network in self.stage.networks.values():
             network.train()
         with own_randomness(seed_of(self.config.seed, self.stage.name, self.done, self.world.rank), self.device):
@@ -180,10 +173,10 @@ class Trainer:
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
     def note(self, objective: Objective, terms: Terms, share: float, batch: Batch) -> None:
-        """Adds the terms to the next row of metrics; stops at the first that is not finite, in every process at once."""
+        """Adds the terms to the next row of metrics; stops all processes at the first that is not finite."""
         values = torch.stack([_full(t.detach()) for t in terms.values()]).tolist()
         bad = [name for name, value in zip(terms, values, strict=True) if not np.isfinite(value)]
-        if self.world.any(bool(bad), self.done):
+        if bad if self.world.size == 1 else self.world.any(bool(bad), self.done):
             raise WorkError(self._loss_trouble(objective, dict(zip(terms, values, strict=True)), bad, batch))
         minimised = sum(v for name, v in zip(terms, values, strict=True) if not name.startswith("_"))
         named = {name.removeprefix("_"): v for name, v in zip(terms, values, strict=True)}
@@ -213,15 +206,16 @@ class Trainer:
         ]
         layers = f"{bad[0]!r}" + (f" and {len(bad) - 1} more" if len(bad) > 1 else "") if bad else "the norm of all"
         return (
-            f"stage {self.stage.name!r}, objective {objective.name!r}, step {self.done + 1}: the gradient of {layers} is not "
-            f"finite; pictures of the batch: {', '.join(map(str, indices.tolist()[:64]))}; the last checkpoint is intact; "
+            f"stage {self.stage.name!r}, objective {objective.name!r}, step {self.done + 1}: the gradient of {layers} "
+            f"is not finite; pictures of the batch: {', '.join(map(str, indices.tolist()[:64]))}; the last checkpoint "
+            "is intact; "
             "a lower training.learning_rate, training.clip_norm or dtype float32 may help"
         )
 
     # -------------------------------------------------------------------------------------------------- around the step
 
     def metrics(self) -> dict[str, float]:
-        """Means of what was logged since the last call, over pictures and processes, with the rates of the last step."""
+        """Means of what was logged since the last call, over pictures and processes, and the newest rates."""
         names = sorted(self.sums)
         values = torch.tensor([self.sums[n] for n in names], dtype=torch.float64).reshape(len(names), 2)
         values = self.world.all_sum(values, self.done)
@@ -271,7 +265,7 @@ def part(whole: int, parts: int, index: int) -> tuple[int, int]:
     return start, whole * (index + 1) // parts - start
 
 
-# -------------------------------------------------------------------------------------------------------------- randomness
+# ----------------------------------------------------------------------------------------------------------- randomness
 
 
 def seed_of(*key: object) -> int:
@@ -343,7 +337,8 @@ def check(stage: Stage, config: TrainingConfig, world: World) -> None:
         raise ValueError(f"stage {stage.name!r}: averaged names {odd}, which are not among its networks")
     if config.batch_size < world.size:
         raise InputError(
-            f"training.batch_size={config.batch_size} is less than the {world.size} processes; right would be a multiple of them"
+            f"training.batch_size={config.batch_size} is less than the {world.size} processes; right would be a "
+            f"multiple of them"
         )
     if config.accumulation > config.batch_size:
         raise InputError(

@@ -1,8 +1,9 @@
 """How much memory a training will take, told before it takes any.
 
-One step of every objective is gone through on tensors that have shapes and no memory (torch's fake tensors), while the bytes
-of all tensors that are alive are counted: the highest count is what the step needs beside the parameters. Where a system
-does something that has no shapes-only form, one and two real pictures are measured and the line through them is taken.
+One step of every objective is gone through on tensors that have shapes and no memory (torch's fake tensors), while the
+bytes of all tensors that are alive are counted: the highest count is what the step needs beside the parameters. Where a
+system does something that has no shapes-only form, one and two real pictures are measured and the line through them is
+taken.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import resource
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import _lru_cache_wrapper
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import InputError
@@ -29,8 +30,8 @@ from .config import TrainingConfig
 from .loop import StepDraw
 
 HELD, LIBRARIES = 0.4, 48 * 2**20
-"""Measured on a CPU (UNets of 6 M, 8 to 128 pictures): the C library's allocator ends up with 1.4 times the bytes that live
-in a step, as it keeps what it was given in pieces, and the convolution library takes some 48 MiB for itself."""
+"""Measured on a CPU (UNets of 6 M, 8 to 128 pictures): the C library's allocator ends up with 1.4 times the bytes that
+live in a step, as it keeps what it was given in pieces, and the convolution library takes some 48 MiB for itself."""
 
 MakeBatch = Callable[[int], Batch]
 
@@ -68,7 +69,7 @@ class Alive(TorchDispatchMode):
             self._count(value)
         return result
 
-    def ignore(self, tensors: Iterator[Tensor] | list[Tensor]) -> None:
+    def ignore(self, tensors: Sequence[Tensor]) -> None:
         """Takes these for known: parameters, which are counted elsewhere."""
         for tensor in tensors:
             self._seen.add(id(tensor.untyped_storage()))
@@ -96,8 +97,8 @@ def predict(
 ) -> Memory:  # fmt: skip
     """The memory of a stage in training.
 
-    batch: makes n pictures as the data will give them. frozen: bytes of networks beside the stage's. pictures: of one part;
-    None: batch_size / accumulation, rounded up. process: bytes that the process has anyway.
+    batch: makes n pictures as the data will give them. frozen: bytes of networks beside the stage's. pictures: of one
+    part; None: batch_size / accumulation, rounded up. process: bytes that the process has anyway.
     """
     count = -(-config.batch_size // config.accumulation) if pictures is None else pictures
     moved = {name for o in stage.objectives for name in o.networks}
@@ -190,7 +191,9 @@ def process_memory() -> int:
 
 
 def check_fits(memory: Mapping[str, Memory], available: int, largest: Callable[[str], int]) -> None:
-    """InputError if a stage needs more than `available` bytes (what the process holds already is not asked for again)."""
+    """InputError if a stage needs more than `available` bytes (what the process holds already is not asked for
+    again).
+    """
     for name, stage in memory.items():
         needed = stage.total - stage.process
         if needed > available:
@@ -204,7 +207,8 @@ def check_fits(memory: Mapping[str, Memory], available: int, largest: Callable[[
             raise InputError(
                 f"stage {name!r} needs {shown(needed)} to train, {shown(available)} are free "
                 f"(parameters {shown(stage.parameters)}, gradients {shown(stage.gradients)}, optimizer "
-                f"{shown(stage.optimizer)}, averages {shown(stage.averages)}, activations {shown(stage.activations + stage.allocator)}); {cure}"
+                f"{shown(stage.optimizer)}, averages {shown(stage.averages)}, activations "
+                f"{shown(stage.activations + stage.allocator)}); {cure}"
             )
 
 
@@ -251,12 +255,13 @@ def _peak(stage: Stage, config: TrainingConfig, batch: MakeBatch, count: int, dt
 
 
 @contextmanager
-def _fake_mode(parameters: list[Tensor], fake: bool) -> Iterator[FakeTensorMode | None]:
+def _fake_mode(parameters: Sequence[Tensor], fake: bool) -> Iterator[FakeTensorMode | None]:
     """The mode that the parameters belong to, or a new one that takes real ones for what they are."""
     if not fake:
         yield None
         return
-    mode = next((p.fake_mode for p in parameters if _is_fake(p)), None) or FakeTensorMode(allow_non_fake_inputs=True)
+    known = (p.fake_mode for p in parameters if isinstance(p, FakeTensor))
+    mode = next(known, None) or FakeTensorMode(allow_non_fake_inputs=True)
     try:
         with mode:
             yield mode
@@ -299,7 +304,7 @@ def _as_fake(one: Batch, count: int, mode: FakeTensorMode) -> Batch:
 
 
 def _is_fake(tensor: Tensor) -> bool:
-    return hasattr(tensor, "fake_mode")
+    return isinstance(tensor, FakeTensor)
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -1,7 +1,7 @@
 """`metrics.jsonl`: one row a line, appended and flushed as it comes; a resume cuts it back to its checkpoint.
 
-    {"step": 10, "stage": "main", "denoising.loss": 0.21, "denoising.gradient": 0.8, "rate.main": 1e-3, "pictures_a_second": 80}
-    {"step": 500, "stage": "main", "held_out.loss": 0.2, "held_out.loss t 0.0-0.2": 0.6}
+    {"step": 10, "stage": "main", "denoising.loss": 0.21, "denoising.gradient": 0.8, "rate.main": 1e-3,
+    "pictures_a_second": 80} {"step": 500, "stage": "main", "held_out.loss": 0.2, "held_out.loss t 0.0-0.2": 0.6}
     {"step": 500, "stage": "main", "score.fid": 12.0}
     {"step": 500, "stage": "main", "alarm": "loss_diverges", "says": "..."}
 
@@ -75,7 +75,8 @@ class Metrics:
         return rows[-5000:]
 
     def ring(self, step: int, stage: str, alarms: Iterable[Alarm], silent: bool = False) -> list[str]:
-        """Asks every alarm; one that begins to sound becomes a row and is returned, once until it has been silent again.
+        """Asks every alarm; one that begins to sound becomes a row and is returned, once until it has been silent
+        again.
 
         With `silent` nothing is written: what sounds already (after a resume) is only remembered.
         """
@@ -143,7 +144,8 @@ def gradient_spikes(rows: Sequence[Mapping[str, float]]) -> str | None:
         before = sorted(values[-51:-1])
         if len(before) >= 20 and values[-1] > 10 * before[len(before) // 2] > 0:
             return (
-                f"{name} is {values[-1]:.4g}, ten times its median of {before[len(before) // 2]:.4g}; training.clip_norm "
+                f"{name} is {values[-1]:.4g}, ten times its median of {before[len(before) // 2]:.4g}; "
+                f"training.clip_norm "
                 "bounds it"
             )
     return None

@@ -20,8 +20,8 @@ from .distributed import fill
 def rate(config: TrainingConfig, step: int) -> float:
     """The share of `learning_rate` that step `step` (the first is 0) has.
 
-    Warm-up: (step + 1) / warmup, reaching 1 at step warmup - 1. After it, with p the share of the remaining steps that is
-    done: cosine (1 + cos pi p) / 2, linear 1 - p, both from 1 to `final_rate`, reached at the end of the last step;
+    Warm-up: (step + 1) / warmup, reaching 1 at step warmup - 1. After it, with p the share of the remaining steps that
+    is done: cosine (1 + cos pi p) / 2, linear 1 - p, both from 1 to `final_rate`, reached at the end of the last step;
     inverse-sqrt: sqrt(warmup / (step + 1)) (Vaswani et al. 2017, eq. 3), with a warm-up of at least 1.
     """
     if step < config.warmup:
@@ -41,10 +41,11 @@ _OWN = ("learning_rate", "betas", "eps", "weight_decay")
 class StageOptimizer:
     """An AdamW over some networks, shared by the objectives that name it.
 
-    Rule for shared optimizers (Karras et al. 2020, StyleGAN2, appendix B): let e be the smallest `every` among the objectives
-    of an optimizer, m the number of them that are due every e steps, and c = m / sum(e / every). Where some are lazier
-    than others there are 1 / c times as many moves as the recipe counts, so learning rate and betas become lr c and
-    beta^c, and the loss of a lazy one is weighted by every / e, so that its strength does not depend on its laziness.
+    Rule for shared optimizers (Karras et al. 2020, StyleGAN2, appendix B): let e be the smallest `every` among the
+    objectives of an optimizer, m the number of them that are due every e steps, and c = m / sum(e / every). Where some
+    are lazier than others there are 1 / c times as many moves as the recipe counts, so learning rate and betas become
+    lr c and beta^c, and the loss of a lazy one is weighted by every / e, so that its strength does not depend on its
+    laziness.
     Objectives that are all due equally often are left as they are: c = 1, weights 1.
     """
 
@@ -100,7 +101,9 @@ class StageOptimizer:
         return {name: parameter.shape for name, parameter in zip(self.names, self.parameters, strict=True)}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Takes the state that `tensors()` gave, in the memory layout of the parameters (so the bits of a step agree)."""
+        """Takes the state that `tensors()` gave, in the memory layout of the parameters (so the bits of a step
+        agree).
+        """
         for parameter in self.parameters:
             self.adam.state.pop(parameter, None)
         place = dict(zip(self.names, self.parameters, strict=True))
@@ -186,11 +189,13 @@ class Ema:
                 else:
                     new = [v.detach().to(old[k].dtype) for k, v in parameters.items()]
                     torch._foreach_lerp_([old[k] for k in parameters], new, 1.0 - keep)
-                for key, value in network.named_buffers():
-                    old[key].copy_(value)
+                for key, buffer in network.named_buffers():
+                    old[key].copy_(buffer)
 
     def weights(self, half_life: float | None = None) -> dict[str, dict[str, Tensor]]:
-        """The averaged state by network and name: what a model is saved from. None: the chosen half-life; {} if none."""
+        """The averaged state by network and name: what a model is saved from. None: the chosen half-life; {} if
+        none.
+        """
         chosen = self.config.chosen if half_life is None else half_life
         if chosen is None or chosen not in self.averages:
             return {}

@@ -59,7 +59,9 @@ def write_report(folder: Path, title: str, facts: Mapping[str, Any], recipe: str
 
 
 def charts(rows: Sequence[Row], stage: str) -> list[tuple[str, list[Curve], float | None]]:
-    """Title, curves and marked step of each chart of a stage: losses beside the held-out one, its bins, norms, scores."""
+    """Title, curves and marked step of each chart of a stage: losses beside the held-out one, its bins, norms,
+    scores.
+    """
     own = [row for row in rows if row.get("stage") == stage]
     names = sorted({k for row in own for k, v in row.items() if isinstance(v, (int, float)) and k != "step"})
 
@@ -106,8 +108,8 @@ def svg(curves: Sequence[Curve], mark: float | None = None, width: int = 640, he
         text = f"{10**at if log else at:.3g}"
         parts.append(f'<line x1="{left}" y1="{y:.1f}" x2="{width - right}" y2="{y:.1f}" class="rule"/>')
         parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
-        step = f"{last * i / 4:.0f}"
-        parts.append(f'<text x="{left + wide * i / 4:.1f}" y="{height - 6}" text-anchor="middle">{step}</text>')
+        under = f'<text x="{left + wide * i / 4:.1f}" y="{height - 6}" text-anchor="middle">'
+        parts.append(f"{under}{last * i / 4:.0f}</text>")
     if mark is not None:
         x = left + wide * mark / (last or 1)
         parts.append(f'<line x1="{x:.1f}" y1="{up}" x2="{x:.1f}" y2="{up + tall}" class="mark"/>')
@@ -119,7 +121,8 @@ def svg(curves: Sequence[Curve], mark: float | None = None, width: int = 640, he
             parts.append(f'<circle cx="{x}" cy="{y}" r="3" fill="{colour}"/>')
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
     names = "".join(
-        f'<span><i style="background:{_COLOURS[i % len(_COLOURS)]}"></i>{escape(c.name)}</span>' for i, c in enumerate(drawn)
+        f'<span><i style="background:{_COLOURS[i % len(_COLOURS)]}"></i>{escape(c.name)}</span>'
+        for i, c in enumerate(drawn)
     )
     return "".join(parts) + f'</svg><p class="legend">{names}</p>'
 

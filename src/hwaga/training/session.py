@@ -1,8 +1,8 @@
 """A run: the stages of a system trained in order in one folder, and all that hangs on the loop.
 
     after each step      the bar; every `log_every` a row of metrics, and the alarms are asked
-    then, when due       a checkpoint (and `model/` with it); held-out losses; scores; `best/`; a sample grid; the report
-    at a signal          a checkpoint, and `Interrupted`
+    then, when due       a checkpoint (and `model/` with it); held-out losses; scores; `best/`; a sample grid; the
+    report at a signal          a checkpoint, and `Interrupted`
 
 What comes after a checkpoint is done once for its step: a run that was killed in between does what is missing when it
 resumes. None of it changes a weight, a moment or a draw of training.
@@ -64,7 +64,9 @@ class Session:
         for stage in self.stages:
             check(stage, self.configs[stage.name], self.world)
         if self.config.tensorboard and find_spec("tensorboard") is None:
-            raise InputError("training.tensorboard=true needs the tensorboard package: pip install 'hwaga[tensorboard]'")
+            raise InputError(
+                "training.tensorboard=true needs the tensorboard package: pip install 'hwaga[tensorboard]'"
+            )
         self.total = sum(config.steps for config in self.configs.values())
         self.root = self.folder / "checkpoints"
         self.finished: dict[str, nn.Module] = {}  # networks of the stages that are done, with their model's weights
@@ -146,7 +148,7 @@ class Session:
         """Finished steps of the run, over all stages."""
         return self.before + trainer.done
 
-    # --------------------------------------------------------------------------------------------- what hangs on the loop
+    # ------------------------------------------------------------------------------------------- what hangs on the loop
 
     def _start(self) -> checkpoints.Checkpoint | None:
         """The checkpoint to go on from: the same in every process."""
@@ -266,7 +268,8 @@ class Session:
             return
         if kind == "held_out." and not all(math.isfinite(value) for value in values.values()):
             raise WorkError(
-                f"stage {trainer.stage.name!r}, step {self.step(trainer)}: a held-out loss is not finite ({dict(values)}); "
+                f"stage {trainer.stage.name!r}, step {self.step(trainer)}: a held-out loss is not finite "
+                f"({dict(values)}); "
                 "the last checkpoint is intact"
             )
         named = {kind + name: value for name, value in values.items()}

@@ -12,7 +12,11 @@ from ..errors import InputError
 
 
 def fill(
-    config: Any, tensors: Mapping[str, Tensor], where: str, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+    config: Any,
+    tensors: Mapping[str, Tensor],
+    where: str,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
 ) -> nn.Module:
     """The network of `config` with `tensors` in it. Mapped tensors stay mapped where dtype and device let them.
 

@@ -99,7 +99,9 @@ def read_folder(folder: str | Path, stems: tuple[str, ...]) -> Mapped | dict[str
         if (file := folder / f"{stem}.bin").is_file():
             return read_pickled(file)
     there = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else "nothing"
-    raise InputError(f"{folder} holds no weights: {' or '.join(f'{s}.safetensors' for s in stems)} is needed; there is {there}")
+    raise InputError(
+        f"{folder} holds no weights: {' or '.join(f'{s}.safetensors' for s in stems)} is needed; there is {there}"
+    )
 
 
 def read_pickled(file: str | Path) -> dict[str, Tensor]:
@@ -125,4 +127,3 @@ def read_pickled(file: str | Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise InputError(f"{file} holds no table of tensors by name")
     return content
-
