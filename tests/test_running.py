@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hwaga import running
-from hwaga.errors import InputError, Interrupted
+from hwaga.errors import InputError, Interrupted, WorkError
 from hwaga.recipes import load_recipe
 from hwaga.training.metrics import read_rows
 
@@ -174,8 +174,9 @@ def test_a_folder_with_another_run_is_refused_and_one_without_is_used(run: runni
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(
-    overrides: dict[str, Any], words: str, tmp_path: Path
+    overrides: dict[str, Any], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("hwaga.preparing.available_memory", lambda device: 8 * 2**30)  # wherever the test runs
     with pytest.raises(InputError, match=words):
         train(tmp_path / "run", **overrides)
     assert list(tmp_path.iterdir()) == []
@@ -242,3 +243,24 @@ def test_a_model_a_folder_and_a_tensor_of_the_same_pictures_have_the_same_scores
         running.evaluate(model, "digits", n=1)
     with pytest.raises(InputError, match="no picture|no such"):
         running.evaluate(tmp_path / "none", "digits")
+
+
+def test_a_full_disk_while_the_model_is_saved_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import safetensors.torch
+    from safetensors import SafetensorError
+
+    real = safetensors.torch.save_file
+
+    def full(tensors: Any, path: Any, *rest: Any) -> None:
+        if "model.safetensors" in str(path):
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        real(tensors, path, *rest)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(WorkError, match="no space left while writing .*model"):
+        train(tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-5"]
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+    monkeypatch.undo()
+    running.resume(tmp_path / "run", progress=False)
+    assert (tmp_path / "run" / "model" / "model.json").is_file()

@@ -10,14 +10,18 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import InputError, WorkError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PART = ".part-"
 
@@ -100,6 +104,31 @@ def write_text(path: str | Path, text: str) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False) + "\n")
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """A safetensors file inside a folder that is not yet in use: the same tensors give the same bytes. WorkError when the
+    disk is full, which the library reports by an error of its own."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    plain: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for key, value in tensors.items():
+        there = value.detach().to("cpu").contiguous(memory_format=torch.contiguous_format)
+        place = there.untyped_storage().data_ptr()  # tied or mapped weights share memory, which the format does not allow
+        plain[key] = there.clone() if place in seen else there
+        seen.add(place)
+    try:
+        save_file(plain, path, metadata=dict(metadata) if metadata else None)
+    except SafetensorError as error:
+        if re.search(r"os error (28|122|27)\b|No space left|File too large", str(error)):
+            raise WorkError(f"no space left while writing {path}; what was there before is intact") from error
+        raise
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(path, 0o666 & ~mask)  # the library makes private files
 
 
 def read_json(path: str | Path) -> Any:

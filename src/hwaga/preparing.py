@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import platform
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,7 +86,7 @@ class Prepared:
         return {
             "system": f"{self.system.title} ({self.system.year})",
             "parameters": ", ".join(f"{name} {count:,}" for name, count in counts.items()),
-            "data": "; ".join(data_lines(self.data, self.held_out)),
+            "data": "; ".join(data_lines(self.data)),
             **self.machine(),
         }
 
@@ -99,7 +98,7 @@ class Prepared:
 def opened(recipe: Recipe, chosen: Chosen, say: Say) -> Prepared:
     """Data and system of a recipe. InputError for what cannot be used, and for what would not fit in memory."""
     data, held_out = _data(recipe)
-    for line in data_lines(data, held_out):
+    for line in data_lines(data):
         say(line)
     memory = _memory(recipe, data, chosen)
     if memory is not None:
@@ -121,13 +120,17 @@ def opened(recipe: Recipe, chosen: Chosen, say: Say) -> Prepared:
     return Prepared(recipe, chosen, system, data, held_out)
 
 
-def data_lines(data: Dataset, held_out: Dataset | None) -> list[str]:
+def data_lines(data: Dataset) -> list[str]:
     """What was found, used and left out: found = used + left out."""
-    left = Counter(item.reason for item in data.left_out)
-    lines = [f"data        {data.config.source}: {data.found} pictures found, {sum(left.values())} left out"]
-    lines += [f"  left out  {count}: {reason}" for reason, count in left.most_common()]
-    lines.append(f"  used      {len(data)} to train" + (f", {len(held_out)} held out" if held_out is not None else ""))
-    return lines
+    kinds: dict[str, list[str]] = {}
+    for item in data.left_out:
+        kinds.setdefault(item.reason.split(" as ")[0].split(":")[0], []).append(item.name)
+    lines = [f"data        {data.config.source}: {data.found} pictures found, {len(data.left_out)} left out"]
+    for reason, names in sorted(kinds.items(), key=lambda kind: -len(kind[1])):
+        some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        lines.append(f"  left out  {len(names)}: {reason} ({some})")
+    used = ", ".join(f"{count} {split}" for split, count in data.splits.items())
+    return [*lines, f"  used      {data.used}: {used}"]
 
 
 def start_from(system: System, source: str, say: Say) -> None:
@@ -168,7 +171,7 @@ class Planned:
 
 def planned(recipe: Recipe, chosen: Chosen, timed: bool) -> Planned:
     """What training the recipe would take. Nothing is written but the data's own cache."""
-    data, held_out = _data(recipe)
+    data, _ = _data(recipe)
     found = _memory(recipe, data, chosen)
     if found is None:  # no shapes-only form: the real thing
         system = _create(recipe, data)
@@ -187,7 +190,7 @@ def planned(recipe: Recipe, chosen: Chosen, timed: bool) -> Planned:
         rows.append((name, config.steps, memory, most, clock.get(name)))
     networks: dict[str, nn.Module] = {n: m for stage in stages.values() for n, m in stage.networks.items()}
     parameters = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
-    return Planned(parameters, tuple(rows), tuple(data_lines(data, held_out)))
+    return Planned(parameters, tuple(rows), tuple(data_lines(data)))
 
 
 def _memory(recipe: Recipe, data: Dataset, chosen: Chosen) -> tuple[dict[str, Stage], dict[str, Memory]] | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .errors import InputError, unknown
-from .files import sha256, whole_folder, write_json, write_text
+from .files import sha256, whole_folder, write_json, write_tensors, write_text
 from .loading import FORMAT, load
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .systems.base import System
 
 FORMATS = ("hwaga", "diffusers")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def save(
@@ -32,9 +33,6 @@ def save(
     weights: {network: {name: tensor}} to write in place of the networks' own (averaged ones, say). dtype: to store floating
     tensors in. An existing folder is an InputError unless `replace`.
     """
-    import torch
-    from safetensors.torch import save_file
-
     with whole_folder(folder, replace=replace) as part:
         components: dict[str, Any] = {}
         for name, network in system.networks.items():
@@ -46,8 +44,8 @@ def save(
             stored = {}
             for key, value in tensors.items():
                 keep = dtype if dtype is not None and value.is_floating_point() else value.dtype
-                stored[key] = value.detach().to("cpu", keep).contiguous().clone(memory_format=torch.contiguous_format)
-            save_file(stored, place / "model.safetensors")
+                stored[key] = value.detach().to(keep)
+            write_tensors(place / "model.safetensors", stored)
             components[name] = {"files": {f.name: sha256(f) for f in sorted(place.iterdir())}}
         hashes = "".join(components[name]["files"]["model.safetensors"] for name in sorted(components))
         about = system.about.model_dump(mode="json", exclude={"name", "sha256", "layout"})
@@ -79,11 +77,22 @@ def export(system: System, folder: str | Path, format: str = "diffusers") -> Pat
     return Path(folder)
 
 
-def convert(source: str | Path, dest: str | Path, to: str) -> Path:
-    """Loads a model and writes it in another format, tensors in the dtype that they were stored in."""
+def convert(source: str | Path, dest: str | Path, to: str, dtype: str | None = None) -> Path:
+    """Loads a model and writes it in another format, tensors in the dtype that they were stored in.
+
+    dtype: another type to store them in (our own format only): float16 halves the file.
+    """
     if to not in FORMATS:
         raise unknown("format", to, FORMATS)
-    return export(load(source, device="cpu", dtype="float32"), dest, to)
+    if dtype is None:
+        return export(load(source, device="cpu", dtype="float32"), dest, to)
+    import torch
+
+    if to != "hwaga":
+        raise InputError(f"dtype={dtype!r} with to={to!r}: only hwaga's own format stores another type")
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+    return save(load(source, device="cpu", dtype="float32"), dest, dtype=getattr(torch, dtype))
 
 
 def licence_text(system: System) -> str:

@@ -14,6 +14,9 @@ def convert(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="A run, a saved model, a public folder or file.")],
     dest: Annotated[Path, typer.Argument(metavar="DEST", help="The new folder.")],
     to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="diffusers (the public layout) or hwaga.")],
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16, float16: how our own format stores tensors (as they were).")
+    ] = None,
 ) -> None:
     """Write a model in another layout; nothing is changed on the way, and the way back gives the same bits."""
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
@@ -21,5 +24,5 @@ def convert(
 
     from ..saving import convert as convert_model
 
-    convert_model(source, dest, to)
+    convert_model(source, dest, to, dtype)
     print(dest)

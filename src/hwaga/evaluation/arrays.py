@@ -11,16 +11,21 @@ from ..errors import InputError
 Array = Any  # a numpy array, a torch tensor or nested lists of numbers
 
 
-def as_float64(value: Array, name: str) -> np.ndarray:
-    """`value` as a float64 numpy array. InputError when it is no real numbers, or not all of them are finite."""
+def as_float64(value: Array, name: str, single: bool = False) -> np.ndarray:
+    """`value` as a float64 numpy array; with `single`, float32 stays what it is (and is not copied).
+
+    InputError when it is no real numbers, or not all of them are finite.
+    """
     if hasattr(value, "detach"):  # a tensor: torch itself need not be imported for this
         value = value.detach().cpu()
-        value = value.double().numpy() if not value.is_complex() else value.numpy()
+        kept = value.is_complex() or (single and str(value.dtype) == "torch.float32")
+        value = (value if kept else value.double()).numpy()
     try:
         array = np.asarray(value)
         if array.dtype.kind not in "fiub":
             raise TypeError(f"its numbers are {array.dtype}")
-        array = array.astype(np.float64, copy=False)
+        if not (single and array.dtype == np.float32):
+            array = array.astype(np.float64, copy=False)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name}: not an array of real numbers ({error})") from None
     if not np.isfinite(array).all():
@@ -29,12 +34,12 @@ def as_float64(value: Array, name: str) -> np.ndarray:
     return array
 
 
-def as_features(value: Array, name: str, least: int = 1, width: int | None = None) -> np.ndarray:
-    """Features (n, d) in float64; a vector is n features of one dimension.
+def as_features(value: Array, name: str, least: int = 1, width: int | None = None, single: bool = False) -> np.ndarray:
+    """Features (n, d) in float64 (see `as_float64`); a vector is n features of one dimension.
 
     InputError when there are fewer than `least` rows or another number of columns than `width`.
     """
-    array = as_float64(value, name)
+    array = as_float64(value, name, single)
     if array.ndim == 1:
         array = array[:, None]
     if array.ndim != 2 or array.shape[1] == 0:
@@ -48,10 +53,10 @@ def as_features(value: Array, name: str, least: int = 1, width: int | None = Non
     return array
 
 
-def as_pair(samples: Array, reference: Array, least: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def as_pair(samples: Array, reference: Array, least: int = 1, single: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Both sets as features of the same dimension, at least `least` pictures in each."""
-    first = as_features(samples, "samples", least)
-    return first, as_features(reference, "reference", least, first.shape[1])
+    first = as_features(samples, "samples", least, None, single)
+    return first, as_features(reference, "reference", least, first.shape[1], single)
 
 
 def squared_distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:

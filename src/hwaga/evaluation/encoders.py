@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..data import Dataset
 
 SHIPPED = Path(__file__).parent.parent / "shipped" / "openmoji" / "features"
-SHIPPED_SOURCE = "openmoji"  # the data that the shipped features know
+_KEPT = 8  # data sets whose features are kept
 
 Progress = Callable[[int, int, str], None]
 """progress(done, total, what)"""
@@ -92,11 +92,14 @@ class Features:
         key = f"{data.fingerprint} {data.split}"
         if key not in self._known:
             blocks = []
-            for start in range(0, len(data), 512):
-                blocks.append(self.judge(data.pixels(np.arange(start, min(start + 512, len(data))))))
+            for start in range(0, len(data), self.batch_size):
+                end = min(start + self.batch_size, len(data))
+                blocks.append(self.judge(data.pixels(np.arange(start, end))))
                 if progress:
-                    progress(min(start + 512, len(data)), len(data), f"features of {what}")
+                    progress(end, len(data), f"features of {what}")
             logits = None if blocks[0][1] is None else torch.cat([block[1] for block in blocks])  # type: ignore[misc]
+            while len(self._known) >= _KEPT:
+                self._known.pop(next(iter(self._known)))
             self._known[key] = (torch.cat([block[0] for block in blocks]), logits)
         return self._known[key]
 

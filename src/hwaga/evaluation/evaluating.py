@@ -30,6 +30,7 @@ Progress = Callable[[int, int, str], None]
 
 _NORMAL = 1.959964  # 97.5 % of the standard normal
 _MANY = 20_000  # of a larger training set only the floor's pictures are looked at, where nothing asks for all
+_RESAMPLES = 500
 _SPLIT_FROM = 5000  # pictures from which the Inception score is the mean over 10 splits, as published
 
 
@@ -94,7 +95,8 @@ def evaluate(
         distance = kernel_distance(mine, theirs)
         found.values |= {"kid": distance.value, "kid_standard_error": distance.standard_error}
         reach = _NORMAL * distance.standard_error
-        found.intervals["kid"] = (distance.value - reach, distance.value + reach)
+        if np.isfinite(reach):  # two pictures have no jackknife
+            found.intervals["kid"] = (distance.value - reach, distance.value + reach)
     if "prdc" in metrics:
         found.values |= prdc(mine, theirs, k=k)._asdict()
         card["k"] = k
@@ -107,7 +109,8 @@ def evaluate(
         found.values["sharpness"] = sharpness(taken.pixels, reference.pixels(np.arange(len(reference))))
     if "memorisation" in metrics:
         assert training is not None  # _check has seen to it
-        _memorisation(found, judge, taken, mine, theirs, reference, training, seed, draws, work)
+        cheap = _RESAMPLES if resamples is None else resamples
+        _memorisation(found, judge, taken, mine, theirs, reference, training, seed, cheap, work)
     if "seconds_a_picture" in settings:
         found.values["seconds_a_picture"] = float(settings["seconds_a_picture"])
     work.end()
@@ -141,7 +144,7 @@ def _check(metrics: Sequence[str], reference: Any, training: Any, resamples: int
 
 def _resamples(dim: int) -> int:
     """How many a few seconds allow: the work grows with the cube of the dimensions."""
-    return 500 if dim <= 128 else 100 if dim <= 512 else 20 if dim <= 1024 else 0
+    return _RESAMPLES if dim <= 128 else 100 if dim <= 512 else 20 if dim <= 1024 else 0
 
 
 def _frechet(
@@ -205,14 +208,15 @@ def _memorisation(
         mine, learned, theirs,
         sample_keys=_keys(taken.pixels), training_keys=_keys_of(training),
         sample_clusters=taken.clusters, training_clusters=training.clusters, held_out_clusters=reference.clusters,
-        resamples=draws or 500, seed=seed,
+        resamples=draws, seed=seed,
     )  # fmt: skip
     found.values |= {
         "memorisation": result.value,
         "near_samples": result.near_samples,
         "near_training": result.near_training,
     }
-    found.intervals["memorisation"] = (result.low, result.high)
+    if draws:
+        found.intervals["memorisation"] = (result.low, result.high)
     if result.note:
         found.notes.append(result.note)
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import inside, read_json, write_json
+from ..files import inside, read_json, write_json, write_tensors
 from ..weights.mapped import read_folder
 
 STEMS = ("diffusion_pytorch_model", "model")
@@ -71,9 +71,6 @@ def kind_of(folder: str | Path) -> str | None:
 
 def write_component(place: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """config.json and diffusion_pytorch_model.safetensors of one network, into an existing folder that is not yet in use."""
-    from safetensors.torch import save_file
-
     place.mkdir(parents=True, exist_ok=True)
     write_json(place / "config.json", config)
-    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    save_file(whole, place / f"{STEMS[0]}.safetensors", metadata={"format": "pt"})
+    write_tensors(place / f"{STEMS[0]}.safetensors", tensors, {"format": "pt"})

@@ -10,7 +10,6 @@ There are no random states to store: every draw is a function of the seed and th
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -20,11 +19,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..errors import InputError, WorkError
-from ..files import PART, read_json, sha256, whole_folder, write_json
+from ..errors import InputError
+from ..files import PART, read_json, sha256, whole_folder, write_json, write_tensors
 from .distributed import fill, whole
 from .loop import Trainer
 from .watching import check_weights
@@ -58,26 +56,6 @@ class Checkpoint:
             raise InputError(f"checkpoint {self.folder} lacks {path.name}") from None
         except (SafetensorError, OSError) as error:
             raise InputError(f"checkpoint {self.folder}: {path.name} cannot be read: {error}") from None
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file without metadata: the same tensors give the same bytes. WorkError when the disk is full."""
-    plain = {k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}
-    seen: set[int] = set()
-    for key, value in plain.items():  # tied weights share memory, which the format does not allow
-        place = value.untyped_storage().data_ptr()
-        if place in seen:
-            plain[key] = value.clone()
-        seen.add(place)
-    try:
-        save_file(plain, path)
-    except SafetensorError as error:
-        if re.search(r"os error (28|122|27)\b|No space left|File too large", str(error)):
-            raise WorkError(f"no space left while writing {path.name}; the last checkpoint is intact") from error
-        raise
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(path, 0o666 & ~mask)  # safetensors makes private files
 
 
 def parts(trainer: Trainer, finished: Mapping[str, nn.Module]) -> dict[str, dict[str, Tensor]]:

@@ -193,9 +193,7 @@ class Ema:
                     old[key].copy_(buffer)
 
     def weights(self, half_life: float | None = None) -> dict[str, dict[str, Tensor]]:
-        """The averaged state by network and name: what a model is saved from. None: the chosen half-life; {} if
-        none.
-        """
+        """The averaged state by network and name, of the chosen half-life if None; {} if there is none."""
         chosen = self.config.chosen if half_life is None else half_life
         if chosen is None or chosen not in self.averages:
             return {}

@@ -53,6 +53,7 @@ class Progress:
                 console=Console(file=self.stream), refresh_per_second=4, transient=False,
             )  # fmt: skip
             self._bar.start()
+            self._task = self._bar.add_task(self.what, total=None, note="")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -96,15 +97,17 @@ class Progress:
 
     @contextmanager
     def doing(self, what: str) -> Iterator[None]:
-        """Names what goes on between two steps (a sample grid, an evaluation, a checkpoint)."""
+        """Names what goes on between two steps (a sample grid, an evaluation, a checkpoint): not counted in the rate."""
         before, self.what = self.what, what
         self._began = time.monotonic()
+        begun = time.perf_counter()
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, description=what)
         try:
             yield
         finally:
-            self.what = before
+            self.what, self._began = before, time.monotonic()
+            self._rate.pause(time.perf_counter() - begun)
             if self._bar is not None and self._task is not None:
                 self._bar.update(self._task, description=before)
 
@@ -126,6 +129,10 @@ class _Rate:
         self.marks: list[tuple[float, int, int]] = [(time.perf_counter(), -1, 0)]
         self.seconds = 0.0
         self.pictures = 0.0
+
+    def pause(self, seconds: float) -> None:
+        """Leaves out time that was spent on something else than steps."""
+        self.marks = [(at + seconds, step, pictures) for at, step, pictures in self.marks]
 
     def add(self, step: int, pictures: int) -> None:
         if self.marks[0][1] < 0:

@@ -117,8 +117,8 @@ def svg(curves: Sequence[Curve], mark: float | None = None, width: int = 640, he
         line = " ".join(place(step, value) for step, value in curve.points)
         colour = _COLOURS[i % len(_COLOURS)]
         if len(curve.points) == 1:
-            x, y = line.split(",")
-            parts.append(f'<circle cx="{x}" cy="{y}" r="3" fill="{colour}"/>')
+            right_of, below = line.split(",")
+            parts.append(f'<circle cx="{right_of}" cy="{below}" r="3" fill="{colour}"/>')
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
     names = "".join(
         f'<span><i style="background:{_COLOURS[i % len(_COLOURS)]}"></i>{escape(c.name)}</span>'
