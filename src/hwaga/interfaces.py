@@ -1,14 +1,14 @@
 """The words of the house as types: what the rooms hand to each other. No behaviour of any one system lives here.
 
-    network     an nn.Module with a frozen `config`; tensors in, tensors out
-    process     noising: alpha and sigma at a time, conversions between what networks predict
-    Point       where a sample stands on its way from noise to data
-    Denoise     the one signature that samplers see
-    Noise       the source that all randomness of sampling is asked of
-    Batch       what a data source gives and an objective takes
-    Draw        the source that all randomness of training is asked of
-    Objective   some networks, a loss on a batch, an optimizer, and how often it is due
-    Stage       networks and objectives that are trained together
+network     an nn.Module with a frozen `config`; tensors in, tensors out
+process     noising: alpha and sigma at a time, conversions between what networks predict
+Point       where a sample stands on its way from noise to data
+Denoise     the one signature that samplers see
+Noise       the source that all randomness of sampling is asked of
+Batch       what a data source gives and an objective takes
+Draw        the source that all randomness of training is asked of
+Objective   some networks, a loss on a batch, an optimizer, and how often it is due
+Stage       networks and objectives that are trained together
 """
 
 from __future__ import annotations

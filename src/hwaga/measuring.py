@@ -7,12 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .data import DataConfig, Dataset, open_data
 from .errors import InputError
 from .recipes import load_recipe
 
 if TYPE_CHECKING:
     from .evaluation import Scores
+
+BITS_PICTURES, BITS_INDICES = 64, 100
+"""`bits` is measured on so many real pictures, at so many indices of the table; each stands for those nearest to it."""
 
 PICTURES = 500
 """How many pictures a model paints for quick work; what the docs state has 2,000."""
@@ -28,6 +33,9 @@ def measure(
     if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 2):
         raise InputError(f"n={n!r}: a whole number of at least 2 pictures is needed")
     painter = _painter(samples)
+    if "bits" in metrics and not hasattr(painter, "bits"):
+        who = painter.title if painter is not None else "a folder of pictures"
+        raise InputError(f"metric 'bits' is a likelihood, and {who} has none; leave it out")
     config = _data_config(reference, samples, painter)
     real = reference if isinstance(reference, Dataset) else open_data(config, split)
     if len(real) < 2:
@@ -47,10 +55,32 @@ def measure(
             "system": painter.name, "model": painter.about.name, "sha256": painter.about.sha256, **sampling,
             "seconds_a_picture": (time.perf_counter() - begun) / count,
         }  # fmt: skip
-    return evaluation.evaluate(
+    found = evaluation.evaluate(
         pictures, real, training=trained_on, features=judge, n=n, seed=seed, metrics=metrics, settings=settings,
         progress=progress,
     )  # fmt: skip
+    if "bits" in metrics:
+        values, told = _bits(painter, real, seed, progress)
+        found.values.update(values)
+        found.card["bits"] = told
+    return found
+
+
+def _bits(painter: Any, real: Dataset, seed: int, progress: Any) -> tuple[dict[str, float], dict[str, int]]:
+    """The variational bound on the real pictures and its terms, in bits a dimension, and how it was measured."""
+    import torch
+
+    chosen = np.random.default_rng(seed).permutation(len(real))[:BITS_PICTURES]
+    image = torch.from_numpy(real.pixels(chosen)).float() / 255
+    labels = None if real.labels is None or not painter.label_count() else torch.from_numpy(real.labels[chosen])
+    found, indices = painter.bits(image, labels, seed, BITS_INDICES, progress)
+    values = {
+        "bits": found.total,
+        "bits_prior": found.prior,
+        "bits_steps": found.steps.sum(1),
+        "bits_decoder": found.decoder,
+    }
+    return {k: float(v.mean()) for k, v in values.items()}, {"pictures": len(chosen), "indices": indices}
 
 
 def _painter(samples: Any) -> Any:

@@ -268,3 +268,11 @@ def test_the_interval_holds_the_expected_ratio():
     centre = np.mean([one.value for one in found])
     assert sum(one.low <= centre <= one.high for one in found) >= 26
     assert np.mean([one.high - one.low for one in found]) < 12 * np.std([one.value for one in found])
+
+
+def test_importing_the_room_does_not_import_torch():
+    import subprocess
+    import sys
+
+    code = "import sys, hwaga.evaluation; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

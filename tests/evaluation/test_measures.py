@@ -43,9 +43,9 @@ def test_the_standard_error_is_right_where_distributions_differ():
     assert np.mean([one.standard_error for one in found]) == pytest.approx(spread, rel=0.2)
 
 
-def test_kid_over_subsets_is_the_mean_of_its_subsets():
+def test_kid_over_random_subsets_is_the_mean_of_the_published_draws():
     x, y = normal(40, 5, 3), normal(30, 5, 4, 0.3)
-    found = kernel_distance(x, y, subsets=3, subset_size=12, seed=7)
+    found = kernel_distance(x, y, subsets=3, subset_size=12, seed=7, draw="random")
     rng = np.random.RandomState(7)
     values = []
     for _ in range(3):
@@ -54,6 +54,36 @@ def test_kid_over_subsets_is_the_mean_of_its_subsets():
     assert found.value == pytest.approx(np.mean(values), rel=1e-10)
     assert found.standard_error == pytest.approx(np.std(values, ddof=1) / np.sqrt(3), rel=1e-8)
     assert found.subsets == 3
+
+
+def test_kid_over_rounds_is_the_mean_over_pairs_of_disjoint_subsets():
+    x, y = normal(20, 5, 3), normal(30, 5, 4, 0.3)
+    found = kernel_distance(x, y, subsets=4, subset_size=10, seed=7)
+    rng = np.random.default_rng(7)
+    first, second = rng.permutation(20), rng.permutation(30)
+    halves = x[first[:10]], x[first[10:]]
+    parts = y[second[:10]], y[second[10:20]]
+    table = np.array([[mmd_by_definition(a, b) for b in parts] for a in halves])
+    assert found.value == pytest.approx(table.mean(), rel=1e-10) and found.subsets == 4
+    error = table.mean(0).var(ddof=1) / 2 + table.mean(1).var(ddof=1) / 2
+    assert found.standard_error == pytest.approx(error**0.5, rel=1e-8)
+
+
+@pytest.mark.parametrize(("n", "m", "subsets"), [(100, 100, 100), (100, 10, 7), (10, 10, 3), (35, 22, 5)])
+def test_rounds_make_at_least_as_many_pairs_as_asked_and_agree_with_all_pairs(n, m, subsets):
+    x, y = normal(n, 6, 8), normal(m, 6, 9, 0.5)
+    found = kernel_distance(x, y, subsets=subsets, subset_size=10)
+    assert subsets <= found.subsets < subsets + 12
+    whole = kernel_distance(x, y)
+    assert abs(found.value - whole.value) < 5 * whole.standard_error
+
+
+def test_the_standard_error_over_rounds_is_right_where_distributions_differ():
+    found = [
+        kernel_distance(normal(80, 6, 2 * s), normal(80, 6, 2 * s + 1, 0.7), subsets=64, subset_size=10)
+        for s in range(100)
+    ]
+    assert np.mean([one.standard_error for one in found]) == pytest.approx(np.std([f.value for f in found]), rel=0.3)
 
 
 def test_many_dimensions_in_single_precision_agree_with_double():
@@ -73,6 +103,8 @@ def test_a_subset_larger_than_a_set_is_refused():
         kernel_distance(normal(20, 3, 0), normal(10, 3, 1), subsets=100)
     with pytest.raises(InputError, match="at least 2 are needed"):
         kernel_distance(normal(1, 3, 0), normal(10, 3, 1))
+    with pytest.raises(InputError, match="draw='round' is unknown"):
+        kernel_distance(normal(20, 3, 0), normal(10, 3, 1), draw="round")
 
 
 # ----------------------------------------------------------------------------------------------------------------- PRDC

@@ -77,6 +77,14 @@ MEANINGS = {
         "",
         "Share of paintings that are suspiciously near to a training picture; 0: it learned and did not copy.",
     ),
+    "bits": Meaning(
+        "bits a dimension",
+        "lower is better",
+        "low",
+        "The variational bound on held-out pictures: what storing one channel of one pixel costs by this model.",
+        "bits_decoder",
+        "of it the last step",
+    ),
     "seconds_a_picture": Meaning("seconds a picture", "lower is faster", "", "What painting one takes."),
 }
 

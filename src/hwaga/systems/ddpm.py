@@ -16,6 +16,7 @@ prediction (Salimans and Ho 2022), min-SNR weights (Hang et al. 2023), class lab
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +37,7 @@ from ..processes.gaussian import GaussianConfig, Spacing
 from ..processes.process import Level, noised
 from ..samplers import SAMPLERS
 from ..samplers.denoiser import Guide, classifier_free, denoiser, unguided
+from ..samplers.noise import from_seed
 from ..weights.fill import fill
 from ..weights.mapped import Renamed
 from .base import About, Defaults, Request, System
@@ -250,10 +252,20 @@ class DDPM(System):
     # ---------------------------------------------------------------------------------------------------------- likelihood
 
     @torch.no_grad()
-    def bits(self, image: Tensor, label: Tensor | None, noise: Noise, indices: Sequence[int] | None = None) -> Bound:
-        """The variational bound of pictures in [0, 1], term by term, in bits a dimension."""
+    def bits(
+        self, image: Tensor, label: Tensor | None, seed: int, count: int | None = None, progress: Any = None
+    ) -> tuple[Bound, int]:
+        """The variational bound of pictures in [0, 1], term by term, in bits a dimension, and at how many indices of the
+        table it was taken: all of them (count=None) or about `count`, log-spaced, as the terms are largest at little noise."""
+        total = self.process.config.timesteps
+        spaced = None
+        if count is not None and count < total - 1:
+            spaced = sorted({int(k) for k in torch.logspace(0, math.log10(total - 1), count).round()})
         denoise = self.denoiser(self._conditions(label))
-        return bound(denoise, self.process, to_inside(image).to(self.device), noise, indices=indices)
+        noise = from_seed(seed, range(len(image)), self.device)
+        say = (lambda done, of: progress(done, of, "likelihood")) if progress else None
+        found = bound(denoise, self.process, to_inside(image).to(self.device), noise, indices=spaced, callback=say)
+        return found, len(found.indices)
 
     # ------------------------------------------------------------------------------------------------------ public folders
 
