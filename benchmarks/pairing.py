@@ -8,6 +8,7 @@ algorithm, over the time, over the rate of a 2048^3 matrix product measured in t
 from __future__ import annotations
 
 import gc
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 DISTURBED = 0.10  # of one core's time, taken by others during a round
 CLOSE = 1e-4  # largest difference of outputs that counts as the same work
+clock: Callable[[], float] = time.perf_counter  # or `cpu_seconds`: with one thread, on a machine that others use too
 quick = False  # one round of everything, to see that it runs: no figure is worth anything
 
 
@@ -69,15 +71,19 @@ class Disturbance:
         return max(0.0, busy - own) / max(wall, 1e-9)
 
 
+def cpu_seconds() -> float:
+    """What this process and those that it waited for have computed."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
 def rate(seconds: float = 0.3) -> float:
     """Flop/s of the product of two 2048 x 2048 float32 matrices, the best of some."""
     a, b = torch.rand(2048, 2048), torch.rand(2048, 2048)
     out = torch.empty(2048, 2048)
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end or best == float("inf"):
-        start = time.perf_counter()
-        torch.mm(a, b, out=out)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, timed(lambda: torch.mm(a, b, out=out)))
     return 2 * 2048**3 / best
 
 
@@ -89,9 +95,9 @@ def gflop(function: Callable[[], Any]) -> float:
 
 
 def timed(function: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+    start = clock()
     function()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def compare(
@@ -116,7 +122,7 @@ def compare(
         for side in (0, 1) if number % 2 == 0 else (1, 0):
             function = (ours, theirs)[side]
             times[side] = timed(lambda f=function, n=counts[side]: [f() for _ in range(n)]) / counts[side]
-        disturbance = watch.share()
+        disturbance = watch.share() if clock is time.perf_counter else 0.0
         found.append((disturbance, times[0], times[1], rate(0.05) if gflop else 0.0))
         number += 1
         quiet += disturbance < DISTURBED

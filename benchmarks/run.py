@@ -32,6 +32,9 @@ def main() -> None:
     parser.add_argument(
         "--threads", type=int, default=torch.get_num_threads(), help="on both sides (default: %(default)s)"
     )
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="one thread, and its computing time: for a machine that others use too"
+    )
     parser.add_argument("--out", type=Path, default=HERE, help="folder of results.json and results.md")
     parser.add_argument(
         "--quick", action="store_true", help="one round of each, to see that it runs; writes no results"
@@ -43,6 +46,8 @@ def main() -> None:
     if given.list:
         print("\n".join(GROUPS))
         return
+    if given.cpu_time:
+        given.threads, pairing.clock = 1, pairing.cpu_seconds
     torch.set_num_threads(given.threads)
     machine = about()
     print(f"{machine['processor']}, {given.threads} threads, {rate() / 1e9:.0f} GFLOP/s on a 2048^3 product")
@@ -53,7 +58,11 @@ def main() -> None:
         for row in importlib.import_module(f"benchmarks.{group}").rows():
             print(line(row), flush=True)
             if not given.quick:
-                keep(given.out, {**row.json(), "threads": given.threads}, machine)
+                keep(
+                    given.out,
+                    {**row.json(), "threads": given.threads, "clock": "cpu" if given.cpu_time else "wall"},
+                    machine,
+                )
 
 
 def line(row: Row) -> str:
@@ -137,7 +146,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         lines.append("|" + "---|" * 11)
         for row in (row for row in rows if row["group"] == group):
             has = row["share"] is not None
-            notes = "; ".join(filter(None, (row["note"], "disturbed by other processes" if row["disturbed"] else "")))
+            state = "disturbed by other processes" if row["disturbed"] else ""
+            clock = "" if row["clock"] == "wall" else "computing time of one thread"
+            notes = "; ".join(filter(None, (row["note"], state, clock)))
             cells = (
                 row["name"], row["peer"], f"{row['ratio']:.2f}", f"{row['low']:.2f} to {row['high']:.2f}",
                 "" if row["aim"] is None else f"{row['aim']:g}", shown(row["ours"]), shown(row["theirs"]),

@@ -251,10 +251,10 @@ def test_a_full_disk_while_the_model_is_saved_is_named(tmp_path: Path, monkeypat
 
     real = safetensors.torch.save_file
 
-    def full(tensors: Any, path: Any, *rest: Any) -> None:
+    def full(tensors: Any, path: Any, **more: Any) -> None:
         if "model.safetensors" in str(path):
             raise SafetensorError("I/O error: No space left on device (os error 28)")
-        real(tensors, path, *rest)
+        real(tensors, path, **more)
 
     monkeypatch.setattr(safetensors.torch, "save_file", full)
     with pytest.raises(WorkError, match="no space left while writing .*model"):

@@ -117,9 +117,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
     seen: set[int] = set()
     for key, value in tensors.items():
         there = value.detach().to("cpu").contiguous(memory_format=torch.contiguous_format)
-        place = (
-            there.untyped_storage().data_ptr()
-        )  # tied or mapped weights share memory, which the format does not allow
+        place = there.untyped_storage().data_ptr()  # tied weights share memory, which the format does not allow
         plain[key] = there.clone() if place in seen else there
         seen.add(place)
     try:
