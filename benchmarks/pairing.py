@@ -100,6 +100,14 @@ def timed(function: Callable[[], Any]) -> float:
     return clock() - start
 
 
+def _repetitions(function: Callable[[], Any], least: float) -> int:
+    """How often a round calls it; the first call, which sets things up, says little of a short one."""
+    seconds = timed(function)
+    if seconds < 4 * least:
+        seconds = min(seconds, timed(function))
+    return max(1, round(least / max(seconds, 1e-7)))
+
+
 def compare(
     group: str, name: str, peer: str, ours: Callable[[], Any], theirs: Callable[[], Any], *, rounds: int = 9,
     patience: float = 60.0, least: float = 0.25, aim: float | None = None, gflop: float | None = None,
@@ -112,7 +120,7 @@ def compare(
     """
     if quick:
         rounds, patience, least = 1, 0.0, 0.0
-    counts = [max(1, round(least / max(min(timed(f), timed(f)), 1e-7))) for f in (ours, theirs)]
+    counts = [_repetitions(function, least) for function in (ours, theirs)]
     found: list[tuple[float, float, float, float]] = []  # disturbance, ours, theirs, rate
     end, number, quiet = time.perf_counter() + patience, 0, 0
     while quiet < rounds and (number < (1 if quick else 3) or time.perf_counter() < end):

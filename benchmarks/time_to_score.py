@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the peers, before anything imports tqdm
+
 import numpy as np
 import torch
 import torch.nn.functional as F

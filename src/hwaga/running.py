@@ -137,7 +137,9 @@ def _session(folder: Path, recipe: Recipe, prepared: Prepared, processes: World,
 
     system = prepared.system
 
-    def keep(place: Path, weights: Weights) -> None:
+    def keep(place: Path, weights: Weights, step: int) -> None:
+        pictures = {"steps": step, "batch_size": recipe.training.batch_size}
+        system.about.trained = {**pictures, "recipe": recipe.fingerprint()}
         save(system, place, weights, replace=True)
 
     def report() -> None:

@@ -146,7 +146,7 @@ def session(folder: Path, stages: list[Stage] | None = None, **config: Any) -> S
     networks = {name: network for stage in stages for name, network in stage.networks.items()}
     values = {"steps": 12, "batch_size": 6, "dtype": "float32", "checkpoint_every": 4, "log_every": 2, "preview": 2}
 
-    def save(place: Path, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def save(place: Path, weights: Mapping[str, Mapping[str, Tensor]], step: int) -> None:
         place.mkdir(parents=True, exist_ok=True)
         for name, network in networks.items():
             tensors = weights.get(name) or network.state_dict()

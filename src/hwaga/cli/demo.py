@@ -256,7 +256,7 @@ def write(
             "batch": batch,
             "time": report.minutes(run["time"]),
             "pictures": painted(second),
-            "share": ratio(full.training.steps, run["steps"]),
+            "share": ratio((first.system.about.trained or {}).get("steps", 0), run["steps"]),
             "folder": run["folder"],
             "recipe": run["recipe"],
             "unlabelled": " --set model.labels=false" if full.model.get("labels") else "",

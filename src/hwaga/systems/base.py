@@ -44,6 +44,7 @@ class About(BaseModel):
     data: str | None = None  # source of the training data
     data_licence: str | None = None
     attribution: str | None = None
+    trained: dict[str, Any] | None = None  # steps, pictures a step and the recipe's fingerprint
     name: str | None = None  # "openmoji/ddpm", or the path it was loaded from
     sha256: str | None = None  # over the weights
     layout: dict[str, Any] = {}  # how the public files that it was loaded from were laid out

@@ -47,7 +47,7 @@ class Session:
     config: TrainingConfig
     data: Pictures
     order: Callable[[int, int, int], Order]  # (pictures, batch size, seed)
-    save: Callable[[Path, Weights], None]  # writes a model folder with these weights in the networks' place
+    save: Callable[[Path, Weights, int], None]  # writes a model folder with these weights of this step of the run
     held_out: Pictures | None = None
     preview: Callable[[int, int], Tensor] | None = None  # (n, seed) -> (n, 3, h, w) in [0, 1]
     score: Callable[[], Mapping[str, float]] | None = None  # measures the model as it stands; the first value leads
@@ -223,7 +223,7 @@ class Session:
         raw = {name: network.state_dict() for name, network in trainer.stage.networks.items()}
         weights = {n: {k: whole(t) for k, t in w.items()} for n, w in {**raw, **trainer.ema.weights()}.items()}
         if self.world.main:
-            self.save(folder, weights)
+            self.save(folder, weights, self.step(trainer))
 
     def _after(self, trainer: Trainer) -> None:
         """Held-out losses, scores, `best/`, a grid and the report, where they are due and not there yet."""
