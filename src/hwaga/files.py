@@ -38,6 +38,13 @@ def _no_space_is_named(path: Path) -> Iterator[None]:
         raise
 
 
+def _shared(path: str | Path, mode: int) -> None:
+    """Gives a file or folder the mode that an ordinary one would have, by the user's umask."""
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(path, mode & ~mask)
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -57,9 +64,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         part = Path(name)
         try:
             yield part
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(part, 0o666 & ~mask)  # mkstemp makes private files
+            _shared(part, 0o666)  # mkstemp makes private files
             _sync(part)
             os.replace(part, path)
             _sync(path.parent)
@@ -81,9 +86,7 @@ def whole_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
         part = Path(tempfile.mkdtemp(prefix=f".{path.name}{PART}", dir=path.parent))
         old = part.with_name(part.name + "-old")
         try:
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(part, 0o777 & ~mask)
+            _shared(part, 0o777)
             yield part
             for file in part.rglob("*"):
                 if file.is_file():
@@ -126,9 +129,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
         if re.search(r"os error (28|122|27)\b|No space left|File too large", str(error)):
             raise WorkError(f"no space left while writing {path}; what was there before is intact") from error
         raise
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(path, 0o666 & ~mask)  # the library makes private files
+    _shared(path, 0o666)  # the library makes private files
 
 
 def read_json(path: str | Path) -> Any:

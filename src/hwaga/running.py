@@ -78,11 +78,7 @@ def train(
     with world(full.training.timeout, full.training.device) as processes:
         folder = Path(processes.from_main(str(_new_folder(out, recipe, full))))
         with Progress(plain=quiet, silent=not (progress and processes.main)) as shown_progress:
-            said: list[str] = []  # told once all is found to be good: a refusal is one sentence and nothing beside it
-            with choose(full, said.append) as chosen:
-                prepared = opened(full, chosen, said.append)
-                for line in said:
-                    shown_progress.say(line)
+            with _prepared(full, shown_progress) as prepared:
                 session = _session(folder, full, prepared, processes, shown_progress)
                 folder.mkdir(parents=True, exist_ok=True)
                 with _held(folder, processes):
@@ -118,17 +114,25 @@ def resume(
             Progress(plain=quiet, silent=not (progress and processes.main)) as shown_progress,
             _held(folder, processes),
         ):
-            said: list[str] = []  # told once all is found to be good: a refusal is one sentence and nothing beside it
-            with choose(full, said.append) as chosen:
-                prepared = opened(full, chosen, said.append)
-                for line in said:
-                    shown_progress.say(line)
+            with _prepared(full, shown_progress) as prepared:
                 session = _session(folder, full, prepared, processes, shown_progress)
                 _not_shorter(folder, session)
                 if processes.main and full != old:
                     full.save(folder / RECIPE)
                 session.run()
     return Run(folder)
+
+
+@contextmanager
+def _prepared(recipe: Recipe, progress: Progress) -> Iterator[Prepared]:
+    """Data, system and device of a recipe. What there is to tell of them is told once all is found to be good: a refusal
+    is one sentence and nothing beside it."""
+    said: list[str] = []
+    with choose(recipe, said.append) as chosen:
+        prepared = opened(recipe, chosen, said.append)
+        for line in said:
+            progress.say(line)
+        yield prepared
 
 
 def _session(folder: Path, recipe: Recipe, prepared: Prepared, processes: World, progress: Progress) -> Session:

@@ -227,17 +227,15 @@ def accuracy(network: FeatureNetwork, pixels: np.ndarray, labels: np.ndarray) ->
 def save_network(network: FeatureNetwork, folder: str | Path, about: dict[str, Any], replace: bool = False) -> None:
     """A folder with config.json, model.safetensors (matrices in float16) and model.json, whose hashes come last."""
     import torch
-    from safetensors.torch import save_file
 
     state = {
-        name: value.half().contiguous() if value.ndim > 1 else value.contiguous()
+        name: value.half() if value.ndim > 1 else value
         for name, value in network.state_dict().items()
         if value.dtype == torch.float32  # the norms' counters of batches are of no use any more
     }
     with files.whole_folder(folder, replace) as part:
         files.write_json(part / "config.json", network.config.model_dump(mode="json"))
-        save_file(state, part / "model.safetensors")
-        (part / "model.safetensors").chmod((part / "config.json").stat().st_mode)  # safetensors makes private files
+        files.write_tensors(part / "model.safetensors", state)
         hashes = {name: files.sha256(part / name) for name in ("config.json", "model.safetensors")}
         files.write_json(part / "model.json", {"format": 1, "kind": "features", **about, "files": hashes})
 
