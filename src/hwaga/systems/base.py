@@ -258,8 +258,8 @@ class System:
         parts, painted = list(whole.parts()), []
         with steps_bar(self.title, len(parts), progress) as advance:
             for part in parts:
-                painted.append(self.paint(watched(part, callback, advance, self.dtype)))
-        pictures = (torch.cat(painted).float() / 2 + 0.5).clamp(0, 1).cpu()
+                painted.append(self.paint(watched(part, callback, advance, self.dtype)).float().cpu())
+        pictures = (torch.cat(painted) / 2 + 0.5).clamp(0, 1)
         return pictures if output == "tensor" else self._with_provenance(pictures, whole, {**given, **own})
 
     def preview(self, n: int, seed: int = 0) -> Float[Tensor, "n 3 h w"]:
