@@ -1,0 +1,52 @@
+"""Single files of strangers: which model is it? Told by what is in it, never by its name.
+
+A rule is a system, what it looks for among the tensors' names, and a word for people. The first rule that fits wins, so
+narrow ones stand before wide ones. A system that reads files has `from_file(path, tensors, dtype, device, components)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import InputError
+from ..weights.mapped import Mapped, read_pickled
+
+Tensors = Mapping[str, Any]
+"""Tensors by name, as `weights.mapped` gives them."""
+
+
+class Rule(NamedTuple):
+    """A kind of single file."""
+
+    system: str  # of `hwaga.systems`
+    kind: str  # for people: "VQGAN checkpoint (taming)"
+    fits: Callable[[Tensors], bool]
+
+
+RULES: list[Rule] = []
+
+
+def read(path: Path) -> Tensors:
+    """The tensors of a file, by the kind that its first bytes show: safetensors (a length and a JSON header), else a pickle of
+    torch's, read without running anything in it."""
+    with open(path, "rb") as file:
+        head = file.read(9)
+    if not head:
+        raise InputError(f"{path} is empty")
+    if len(head) == 9 and head[8:9] == b"{":
+        return Mapped(path)
+    return read_pickled(path)
+
+
+def recognise(path: Path, tensors: Tensors) -> Rule:
+    """The rule that a file's tensors fit. InputError names some of the keys where none does."""
+    for rule in RULES:
+        if rule.fits(tensors):
+            return rule
+    names = sorted(tensors)[:3]
+    known = ", ".join(rule.kind for rule in RULES) or "none yet"
+    raise InputError(
+        f"{path}: its {len(tensors)} tensors ({', '.join(names)}, ...) are of no model that is known as a single file ({known})"
+    )
