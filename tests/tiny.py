@@ -33,8 +33,9 @@ def batch(n=8, size=(16, 16), seed=0, labels=True):
 class Draw:
     """All draws from one generator: what an objective needs where no training loop is."""
 
-    def __init__(self, seed=0):
+    def __init__(self, seed=0, step=0):
         self.g = torch.Generator().manual_seed(seed)
+        self.step = step
 
     def normal(self, name, shape):
         return torch.randn(shape, generator=self.g)

@@ -84,6 +84,9 @@ class Draw(Protocol):
     """All randomness of one training step. It depends on (seed, stage, step, name) and on the place of a picture in the
     whole batch of that step, never on the number of processes or of accumulated parts."""
 
+    step: int
+    """Steps of the stage that are done: 0 at the first. For what begins late or grows (an adversary, a weight)."""
+
     def normal(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Standard normal float32, on the device of training; `shape[0]` is the length of the local batch."""
         ...
@@ -131,4 +134,7 @@ class Stage:
     # what an optimizer has other than the recipe says: {"discriminator": {"learning_rate": 1e-4, "betas": (0.0, 0.99)}}
     alarms: Sequence[Callable[[Sequence[Mapping[str, float]]], str | None]] = ()
     # functions of the rows of metrics so far, newest last: a sentence when something is wrong, else None
+    shows: Callable[[Batch], Tensor] | None = None
+    # what a sample grid shows of held-out pictures ((n, 3, h, w) in about [-1, 1], reconstructions say), where a stage
+    # trains what does not paint yet; None: pictures that the system paints
     batch_statistics: bool = False  # True where a loss needs the whole batch at once (contrastive, minibatch deviation)

@@ -237,7 +237,7 @@ def _seconds(recipe: Recipe, system: System, data: Dataset, chosen: Chosen) -> d
         config: TrainingConfig = recipe.training.for_stage(stage.name)
         count = min(8, config.batch_size)
         batch = on(_sample(data)(count), chosen.device)
-        draw = StepDraw(0, stage.name, 0, whole=count, device=chosen.device)
+        draw = StepDraw(0, stage.name, config.steps - 1, whole=count, device=chosen.device)
         spent = 0.0
         for objective in stage.objectives:
             for _ in range(2):

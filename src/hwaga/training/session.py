@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +29,7 @@ from . import checkpoint as checkpoints
 from .config import TrainingConfig
 from .distributed import World, whole
 from .grid import write_grid
-from .loop import Order, Pictures, Trainer, check
+from .loop import Order, Pictures, Trainer, check, on
 from .metrics import ALARMS, Metrics
 from .progress import Progress
 from .signals import Stop, stoppable
@@ -256,11 +257,19 @@ class Session:
             self._measured(trainer, "score.", values)
         if todo["sample"] and self.preview is not None:
             with self.progress.doing("painting samples"), trainer.showing():
-                images = self.preview(config.preview, config.seed)
+                images = self._pictures(trainer, self.preview)
             if self.world.main:
                 write_grid(picture, images, {"step": step, "seed": config.seed, **self.about})
         if todo["report"] and self.report is not None and self.world.main:
             self.report()
+
+    def _pictures(self, trainer: Trainer, preview: Callable[[int, int], Tensor]) -> Tensor:
+        """What a sample grid shows, in [0, 1]."""
+        config, shows = trainer.config, trainer.stage.shows
+        if shows is None or self.held_out is None:
+            return preview(config.preview, config.seed)
+        batch = self.held_out.batch(np.arange(min(config.preview, len(self.held_out))), None)
+        return (shows(on(batch, trainer.device)).float().cpu() / 2 + 0.5).clamp(0, 1)
 
     def _measured(self, trainer: Trainer, kind: str, values: Mapping[str, float]) -> None:
         """Writes a row of held-out losses or scores; before it `best/`, if the leading value is the lowest so far."""
