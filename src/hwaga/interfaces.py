@@ -13,7 +13,7 @@ Stage       networks and objectives that are trained together
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -118,6 +118,7 @@ class Objective:
     loss: Callable[[Batch, Draw], Terms]
     optimizer: str = "main"  # objectives that name the same one share it (and must move the same networks)
     every: int = 1  # due at the steps that this divides
+    begins: int = 0  # and not before so many steps are done (an adversary that comes late)
 
 
 @dataclass(frozen=True)
@@ -137,4 +138,7 @@ class Stage:
     shows: Callable[[Batch], Tensor] | None = None
     # what a sample grid shows of held-out pictures ((n, 3, h, w) in about [-1, 1], reconstructions say), where a stage
     # trains what does not paint yet; None: pictures that the system paints
+    measures: Callable[[Iterator[Batch]], Mapping[str, Mapping[str, Tensor]]] | None = None
+    # buffers that are measured over training pictures whenever the model is saved, {network: {name: value}} (the scale of
+    # latents): given the pictures of the split in batches, as many as it wants; no step of training looks at them
     batch_statistics: bool = False  # True where a loss needs the whole batch at once (contrastive, minibatch deviation)

@@ -97,7 +97,7 @@ class Trainer:
         self.done += 1
 
     def due(self) -> list[Objective]:
-        return [o for o in self.stage.objectives if self.done % o.every == 0]
+        return [o for o in self.stage.objectives if self.done >= o.begins and self.done % o.every == 0]
 
     def parts(self, indices: np.ndarray, epochs: np.ndarray) -> Iterator[tuple[Batch, StepDraw, float]]:
         """This process's pictures of the step in `accumulation` parts: batch, draw, share of the whole batch."""

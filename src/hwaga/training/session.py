@@ -121,6 +121,7 @@ class Session:
                 self._after(trainer)
             self._train(trainer)
             trainer.ema.adopt()
+            self._put(trainer, self._measures(trainer))
             self.finished |= stage.networks
             self.before += config.steps
         self._finish()
@@ -223,8 +224,28 @@ class Session:
             return
         raw = {name: network.state_dict() for name, network in trainer.stage.networks.items()}
         weights = {n: {k: whole(t) for k, t in w.items()} for n, w in {**raw, **trainer.ema.weights()}.items()}
+        for name, buffers in self._measures(trainer).items():
+            weights[name] |= buffers
         if self.world.main:
             self.save(folder, weights, self.step(trainer))
+
+    def _measures(self, trainer: Trainer) -> Mapping[str, Mapping[str, Tensor]]:
+        """What the stage measures of its model over the training pictures."""
+        if trainer.stage.measures is None:
+            return {}
+        size = max(1, trainer.config.batch_size // trainer.config.accumulation)
+        starts = range(0, len(self.data), size)
+        pictures = (np.arange(start, min(start + size, len(self.data))) for start in starts)
+        with trainer.showing():
+            return trainer.stage.measures(on(self.data.batch(some, None), trainer.device) for some in pictures)
+
+    @staticmethod
+    @torch.no_grad()
+    def _put(trainer: Trainer, measured: Mapping[str, Mapping[str, Tensor]]) -> None:
+        for network, buffers in measured.items():
+            own = dict(trainer.stage.networks[network].named_buffers())
+            for name, value in buffers.items():
+                own[name].copy_(value)
 
     def _after(self, trainer: Trainer) -> None:
         """Held-out losses, scores, `best/`, a grid and the report, where they are due and not there yet."""
