@@ -147,6 +147,8 @@ def _saved(folder: Path, dtype: torch.dtype, device: torch.device) -> System:
     parts = card.get("components")
     networks = {}
     for name, network_config in cls.network_configs(config).items():
+        if name in cls.trains_with and isinstance(parts, dict) and name not in parts:
+            continue
         if not isinstance(parts, dict) or not isinstance(parts.get(name), dict):
             raise InputError(f"{where} says nothing of the component {name!r}")
         networks[name] = _component(folder, name, parts[name], network_config, dtype, device)

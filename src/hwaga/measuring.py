@@ -33,7 +33,7 @@ def measure(
     if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 2):
         raise InputError(f"n={n!r}: a whole number of at least 2 pictures is needed")
     painter = _painter(samples)
-    if "bits" in metrics and not hasattr(painter, "bits"):
+    if "bits" in metrics and not getattr(painter, "tells_bits", False):
         who = painter.title if painter is not None else "a folder of pictures"
         raise InputError(f"metric 'bits' is a likelihood, and {who} has none; leave it out")
     config = _data_config(reference, samples, painter)
@@ -67,20 +67,14 @@ def measure(
 
 
 def _bits(painter: Any, real: Dataset, seed: int, progress: Any) -> tuple[dict[str, float], dict[str, int]]:
-    """The variational bound on the real pictures and its terms, in bits a dimension, and how it was measured."""
+    """The bound on the likelihood of real pictures and its terms, in bits a dimension, and how it was measured."""
     import torch
 
     chosen = np.random.default_rng(seed).permutation(len(real))[:BITS_PICTURES]
     image = torch.from_numpy(real.pixels(chosen)).float() / 255
     labels = None if real.labels is None or not painter.label_count() else torch.from_numpy(real.labels[chosen])
     found, indices = painter.bits(image, labels, seed, BITS_INDICES, progress)
-    values = {
-        "bits": found.total,
-        "bits_prior": found.prior,
-        "bits_steps": found.steps.sum(1),
-        "bits_decoder": found.decoder,
-    }
-    return {k: float(v.mean()) for k, v in values.items()}, {"pictures": len(chosen), "indices": indices}
+    return {k: float(v.mean()) for k, v in found.named().items()}, {"pictures": len(chosen), "indices": indices}
 
 
 def _painter(samples: Any) -> Any:

@@ -142,6 +142,9 @@ def start_from(system: System, source: str, say: Say) -> None:
 
     old = load(source, device="cpu", dtype="float32")
     for name, network in system.networks.items():
+        if name not in old.networks and name in system.trains_with:
+            say(f"{name}: new, as {source} does not hold one")
+            continue
         if name not in old.networks:
             raise InputError(
                 f"training.start_from={source!r} has no network {name!r}; it has {', '.join(old.networks)}"

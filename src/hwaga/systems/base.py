@@ -31,6 +31,7 @@ from ..samplers import SAMPLERS
 from ..samplers.noise import from_seed, replayed, stream
 from .pictures import read_pictures, to_inside, to_pil
 
+INPUTS = ("label", "image", "mask", "strength")  # what a request keeps as it was given, beside a system's own keywords
 COMMON = ("n", "size", "seed", "noise", "callback", "output", "progress")  # what every system takes
 
 
@@ -116,6 +117,7 @@ class System:
     takes: ClassVar[tuple[str, ...]]  # of the keywords of `sample`, beside those that every system takes
     own: ClassVar[Mapping[str, str]] = {}  # the system's own keywords, each with a line of explanation
     formats: ClassVar[tuple[str, ...]] = ()  # public formats that load and save
+    trains_with: ClassVar[tuple[str, ...]] = ()  # networks that training alone needs: a model that paints may lack them
     Config: ClassVar[type[BaseModel]]
 
     def __init__(self, config: Any, networks: Mapping[str, nn.Module], about: About) -> None:
@@ -159,6 +161,15 @@ class System:
         """Number of classes C; 0 without."""
         return len(self.about.classes)
 
+    def how_many(self, n: int, given: Mapping[str, Any]) -> int:
+        """How many pictures a call paints: n, unless something given settles it (one for each source picture)."""
+        return n
+
+    @property
+    def tells_bits(self) -> bool:
+        """Whether `bits` measures a likelihood of pictures."""
+        return hasattr(self, "bits")
+
     def check(self, request: Request) -> None:
         """Raises InputError for what this system cannot do; called before anything is painted."""
 
@@ -190,6 +201,10 @@ class System:
 
     def to_diffusers(self, folder: Path) -> None:
         """Writes the public layout into an empty folder; InputError where the networks have none."""
+        raise NotImplementedError
+
+    def to_file(self, path: Path) -> None:
+        """Writes the single safetensors file with the original authors' names; InputError where there is no such."""
         raise NotImplementedError
 
     # ------------------------------------------------------------------------------------------------------------- making
@@ -316,7 +331,7 @@ class System:
 
     def _request(self, n: Any, size: Any, seed: Any, noise: Any, given: Mapping[str, Any]) -> Request:
         default = self.defaults()
-        labels, n = listed_labels(given["label"], whole_number("n", n, 1))
+        labels, n = listed_labels(given["label"], self.how_many(whole_number("n", n, 1), given))
         scale = default.guidance_scale if given["guidance_scale"] is None else given["guidance_scale"]
         walk: dict[str, Any] = {"steps": 0, "sampler": "", "sampler_options": {}}
         if self.samplers():
@@ -329,7 +344,7 @@ class System:
             pictures=tuple(range(n)), total=n, size=checked_size(size, self.about.size, self.factor()), **walk,
             guidance_scale=number("guidance_scale", scale, -1000, 1000), seed=seed,
             label=self._labels(labels, n, seed), recorded=dict(noise or {}), device=self.device,
-            inputs={k: v for k, v in given.items() if v is not None and (k in self.own or k in ("image", "mask", "strength"))},
+            inputs={k: v for k, v in given.items() if v is not None and (k in self.own or k in INPUTS)},
         )  # fmt: skip
 
     def _labels(self, labels: list[Any] | None, n: int, seed: int) -> Tensor | None:
