@@ -135,6 +135,8 @@ class Stage:
     # what an optimizer has other than the recipe says: {"discriminator": {"learning_rate": 1e-4, "betas": (0.0, 0.99)}}
     alarms: Sequence[Callable[[Sequence[Mapping[str, float]]], str | None]] = ()
     # functions of the rows of metrics so far, newest last: a sentence when something is wrong, else None
+    game: bool = False
+    # True where objectives play against each other: a loss that rises or stands still is then no sign of trouble
     shows: Callable[[Batch], Tensor] | None = None
     # what a sample grid shows of held-out pictures ((n, 3, h, w) in about [-1, 1], reconstructions say), where a stage
     # trains what does not paint yet; None: pictures that the system paints

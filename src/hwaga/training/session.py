@@ -30,7 +30,7 @@ from .config import TrainingConfig
 from .distributed import World, whole
 from .grid import write_grid
 from .loop import Order, Pictures, Trainer, check, on
-from .metrics import ALARMS, Metrics
+from .metrics import ALARMS, GAME_ALARMS, Metrics
 from .progress import Progress
 from .signals import Stop, stoppable
 from .watching import held_out
@@ -203,7 +203,7 @@ class Session:
 
     def _ring(self, trainer: Trainer, silent: bool = False) -> None:
         if self.metrics is not None:
-            alarms = [*ALARMS, *trainer.stage.alarms]
+            alarms = [*(GAME_ALARMS if trainer.stage.game else ALARMS), *trainer.stage.alarms]
             for says in self.metrics.ring(self.step(trainer), trainer.stage.name, alarms, silent):
                 self.progress.say(f"alarm: {says}")
 
