@@ -34,6 +34,11 @@ TINY: dict[str, dict[str, Any]] = {
         "network": {"channels": [8, 8], "attention": [False, True], "blocks": 1, "groups": 4},
         "process": {"timesteps": 10},
     },
+    "gan": {
+        "generator": {"channels": [16, 16], "blocks": [1, 1]},
+        "discriminator": {"channels": [16, 16], "blocks": [1, 1]},
+        "r1": 1.0, "r2": 1.0, "augmentation": ["color", "translation", "cutout"],
+    },
 }
 """A config of every system, as small as can be."""
 

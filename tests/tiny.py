@@ -24,6 +24,18 @@ def public_ddpm(seed=0, **network):
     return find("ddpm").create({"network": full, "process": {"timesteps": 50}}, size=(16, 16), seed=seed)
 
 
+def gan(seed=0, kind="residual", **model):
+    """A GAN at 16 x 16, conditioned on three labels unless told otherwise, with all penalties and changes it can have."""
+    shape = {"channels": (32, 16), "kind": kind}
+    if kind == "residual":
+        shape |= {"blocks": (1, 1), "patch": 2}
+    penalties = {"r1": 1.0, "r2": 1.0} if kind == "residual" else {}
+    parts = {"generator": {**shape, "latent": 8}, "discriminator": shape}
+    config = {"labels": True, **parts, "augmentation": ("color", "translation", "cutout"), **penalties, **model}
+    labelled = {"classes": CLASSES, "label_counts": (1, 2, 5)} if config["labels"] else {}
+    return find("gan").create(config, size=(16, 16), seed=seed, **labelled)
+
+
 def batch(n=8, size=(16, 16), seed=0, labels=True):
     g = torch.Generator().manual_seed(seed)
     image = torch.rand((n, 3, *size), generator=g) * 2 - 1

@@ -40,8 +40,8 @@ def initialise(
     zero: Iterable[nn.Module] = (),
 ) -> None:
     """Fills every parameter: linear and convolution weights by `weight`, those of the modules in `zero` with 0, biases
-    with 0, norms with the identity (batch norms forget what they saw), embeddings from a standard normal. A module that has a
-    state of its own begins it by `reset_state(generator)`. TypeError on a parameter of any other module."""
+    with 0, norms with the identity (batch norms forget what they saw), embeddings from a standard normal. A module that
+    begins itself, or what it has beside its weights, says so by a method `reset_state(generator)`. TypeError on a parameter of any other module."""
     zeros = set(zero)
     with torch.no_grad():
         for part in module.modules():
@@ -57,10 +57,12 @@ def initialise(
                     part.bias.zero_()
             elif isinstance(part, nn.modules.batchnorm._BatchNorm):
                 part.reset_parameters()  # draws nothing
+            elif hasattr(part, "reset_state"):
+                pass
             elif names := [name for name, _ in part.named_parameters(recurse=False)]:
                 raise TypeError(f"{type(part).__name__} has parameters {names} that nothing here knows how to begin")
-            if callable(begin := getattr(part, "reset_state", None)):
-                begin(generator)
+            if hasattr(part, "reset_state"):
+                part.reset_state(generator)
 
 
 def build_on(config: object, device: str = "cpu") -> nn.Module:
