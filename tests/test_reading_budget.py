@@ -124,8 +124,10 @@ def training_step(system: Any) -> Callable[[], object]:
 
 
 def sampling_call(system: Any) -> Callable[[], object]:
+    walk = {"steps": 3} if "steps" in system.takes else {}
+
     def call() -> object:
-        return system.sample(n=1, steps=3, seed=0, output="tensor", progress=False)
+        return system.sample(n=1, **walk, seed=0, output="tensor", progress=False)
 
     call()
     return call
