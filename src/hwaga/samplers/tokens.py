@@ -1,0 +1,74 @@
+"""Painting token by token: the sampler of an autoregressive prior.
+
+`next_logits(tokens)` says what may come after tokens (n, l), and a uniform number per place picks one by the inverse of
+the cumulative probabilities: the same number, the same token, however many pictures are painted at once.
+
+    temperature    logits / temperature: below 1 bolder, 1 the model's own, 0 the likeliest token alone
+    top_k          only the k likeliest (those as likely as the k-th stay); None: all
+    top_p          only the fewest that together have probability p (Holtzman et al. 2020, nucleus sampling); 1: all
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..interfaces import Point, Step
+
+NextLogits = Callable[[Tensor], Tensor]
+"""next_logits(tokens (n, l)) -> (n, k): logits of the token at place l; called for l = 0, 1, 2, ... in turn."""
+
+
+def uniform_of(noise: Tensor) -> Tensor:
+    """Uniform in [0, 1], float64, of standard normal noise: the probability that a normal number is less."""
+    return 0.5 * torch.erfc(-noise.double() / math.sqrt(2))
+
+
+def kept(logits: Float[Tensor, "n k"], top_k: int | None, top_p: float) -> Float[Tensor, "n k"]:
+    """The logits with -inf in the place of what `top_k` and `top_p` leave out."""
+    if top_k is not None and top_k < logits.shape[1]:
+        least = logits.topk(top_k, dim=1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -math.inf)
+    if top_p < 1:
+        ordered, order = logits.sort(dim=1, descending=True, stable=True)
+        share = ordered.double().softmax(1)
+        beyond = share.cumsum(1) - share >= top_p  # what comes before has enough already
+        logits = logits.masked_fill(torch.zeros_like(beyond).scatter(1, order, beyond), -math.inf)
+    return logits
+
+
+def pick(logits: Float[Tensor, "n k"], uniform: Float[Tensor, " n"], temperature: float) -> Int[Tensor, " n"]:
+    """One token a row: the first whose cumulative probability exceeds the row's uniform number."""
+    if temperature == 0:
+        return logits.argmax(1)
+    share = (logits.double() / temperature).softmax(1)
+    sums = share.cumsum(1)
+    found = torch.searchsorted(sums, uniform[:, None].to(sums) * sums[:, -1:], right=True)[:, 0]
+    last = share.shape[1] - 1 - (share > 0).flip(1).to(torch.uint8).argmax(1)  # where the number is 1 to rounding
+    return torch.minimum(found, last)
+
+
+def sample_tokens(
+    next_logits: NextLogits, noise: Float[Tensor, "n l"], *, known: Tensor | None = None, temperature: float = 1.0,
+    top_k: int | None = None, top_p: float = 1.0, callback: Callable[[Step], None] | None = None,
+) -> Int[Tensor, "n l"]:  # fmt: skip
+    """Tokens (n, l), one after the other, from standard normal `noise`, one number a place.
+
+    known: (n, l) int64, -1 where a token is to be drawn; others are taken as they are, and what comes after sees them. The
+    callback gets each step's logits as `x` and the tokens so far as `x0`. One call of `next_logits` a place: order 1.
+    """
+    n, length = noise.shape
+    uniform = uniform_of(noise)
+    tokens = torch.zeros((n, length), dtype=torch.int64, device=noise.device)
+    for place in range(length):
+        logits = next_logits(tokens[:, :place]).float()
+        drawn = pick(kept(logits, top_k, top_p), uniform[:, place], temperature)
+        tokens[:, place] = drawn if known is None else torch.where(known[:, place] < 0, drawn, known[:, place])
+        if callback:
+            at, to = (Point(1 - k / length, 0.0, 1.0, float(k)) for k in (place, place + 1))
+            callback(Step(place, length, at, to, logits, tokens[:, : place + 1]))
+    return tokens
