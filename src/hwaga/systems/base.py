@@ -29,9 +29,10 @@ from ..layers.initialise import build_on
 from ..provenance import attach, record
 from ..samplers import SAMPLERS
 from ..samplers.noise import from_seed, replayed, stream
-from .pictures import read_pictures, to_inside, to_pil
+from .pictures import read_picture, read_pictures, to_inside, to_pil
+from .sources import kept
 
-INPUTS = ("label", "image", "mask", "strength")  # what a request keeps as it was given, beside a system's own keywords
+INPUTS = ("label", "image", "mask", "strength", "fit_image", "keep_unmasked")  # what a request keeps as it was given
 COMMON = ("n", "size", "seed", "noise", "callback", "output", "progress")  # what every system takes
 
 
@@ -286,6 +287,7 @@ class System:
             "prompt": prompt, "negative_prompt": negative_prompt, "label": label, "steps": steps, "sampler": sampler,
             "sampler_options": sampler_options, "guidance_scale": guidance_scale, "image": image, "mask": mask,
             "strength": strength, "control": control, "control_scale": control_scale,
+            "fit_image": None if fit_image else False, "keep_unmasked": None if keep_unmasked else False,
         }  # fmt: skip
         self._refuse_foreign(given, own)
         if output not in ("pil", "tensor"):
@@ -297,6 +299,8 @@ class System:
             for part in parts:
                 painted.append(self.paint(watched(part, callback, advance, self.dtype)).float().cpu())
         pictures = (torch.cat(painted) / 2 + 0.5).clamp(0, 1)
+        if "mask" in whole.inputs and keep_unmasked:
+            pictures = kept(pictures, whole.inputs.get("image"), whole.inputs["mask"])
         return pictures if output == "tensor" else self._with_provenance(pictures, whole, {**given, **own})
 
     @torch.no_grad()
@@ -340,6 +344,11 @@ class System:
             steps = default.steps[sampler] if given["steps"] is None else given["steps"]
             walk = {"steps": whole_number("steps", steps, 1), "sampler": sampler, "sampler_options": options}
         seed = fresh_seed() if seed is None else whole_number("seed", seed, 0)
+        lost = [name for name in ("mask", "fit_image", "keep_unmasked") if given.get(name) is not None]
+        if lost and given.get("image") is None:
+            raise InputError(f"{lost[0]}= given without image=; it says what becomes of the image")
+        if size is None and given.get("fit_image") is False:
+            size = tuple(read_picture("image", given["image"]).shape[2:])
         return Request(
             pictures=tuple(range(n)), total=n, size=checked_size(size, self.about.size, self.factor()), **walk,
             guidance_scale=number("guidance_scale", scale, -1000, 1000), seed=seed,
