@@ -1,7 +1,7 @@
 """A modern generator and discriminator without normalisation: the R3GAN form (Huang et al. 2024, section 3, config E).
 
     generator       latent and class -> linear -> scales a learned 4 x 4 picture of each channel
-                    residual blocks; then twice the size and the next width; ...; 1 x 1 to colours
+                    residual blocks; then the next width (1 x 1, where it differs), twice the size; ...; 1 x 1 to colours
     discriminator   1 x 1 from colours; residual blocks; then half the size and the next width; ...
                     a 4 x 4 filter for each channel -> features -> logit, and the class asks the features (projection)
 
@@ -120,7 +120,7 @@ class ResidualGenerator(nn.Module):
         self.into = nn.Linear(config.latent + (config.class_width if config.classes else 0), widths[0], bias=False)
         self.basis = Basis(widths[0], 1.0)
         self.stages = _stages(widths, config, False)
-        self.widths = nn.ModuleList(Conv2d(a, b, 1, bias=False) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.widths = nn.ModuleList(_width(a, b, Conv2d) for a, b in zip(widths[:-1], widths[1:], strict=True))
         self.out = Conv2d(widths[-1], config.image_channels * config.patch**2, 1)
 
     def initialise(self, generator: torch.Generator) -> None:
@@ -149,7 +149,7 @@ class ResidualDiscriminator(nn.Module):
         linear = SpectralLinear if config.spectral else nn.Linear
         self.first = conv(config.image_channels * config.patch**2, widths[-1], 1)
         self.stages = _stages(widths, config, config.spectral)
-        self.widths = nn.ModuleList(conv(b, a, 1, bias=False) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.widths = nn.ModuleList(_width(b, a, conv) for a, b in zip(widths[:-1], widths[1:], strict=True))
         self.basis = Basis(widths[0], 1 / START)  # a sum over 4 x 4 places
         self.out = linear(widths[0], 1)
         self.embedding = nn.Embedding(config.classes, widths[0]) if config.classes else None
@@ -192,6 +192,10 @@ def _stages(widths: tuple[int, ...], config: _Shape, spectral: bool) -> nn.Modul
         nn.ModuleList(Block(width, config, spectral) for _ in range(count))
         for width, count in zip(widths, config.blocks, strict=True)
     )
+
+
+def _width(before: int, after: int, conv: type[nn.Conv2d]) -> nn.Module:
+    return nn.Identity() if before == after else conv(before, after, 1, bias=False)
 
 
 def _check_label(label: Tensor | None, embedding: nn.Embedding | None) -> None:

@@ -12,6 +12,7 @@ fixed latents differ from each other. Collapse is when they do not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -34,8 +35,9 @@ class Game:
 
     generator: (z (n, latent), label (n,) or None) -> pictures (n, ...). discriminator: (pictures, label) -> logits (n,).
     r1, r2: gamma of the penalties, of which half is taken. gradient_penalty: lambda of WGAN-GP. penalty_every: 1 adds the
-    penalties to each of the discriminator's moves. generator_every: the discriminator's moves for each of the generator's.
-    labels: number of classes; the fixed batch is spread over them.
+    penalties to each of the discriminator's moves. penalty_anneal: steps in which r1 and r2 go down to `penalty_final` of what
+    they are, along a cosine (R3GAN, appendix); 0: they stay. generator_every: the discriminator's moves for each of
+    the generator's. labels: number of classes; the fixed batch is spread over them.
     """
 
     generator: Callable[[Tensor, Tensor | None], Tensor]
@@ -46,6 +48,8 @@ class Game:
     r2: float = 0.0
     gradient_penalty: float = 0.0
     penalty_every: int = 1
+    penalty_anneal: int = 0
+    penalty_final: float = 1.0
     generator_every: int = 1
     augmentation: Sequence[Change] = ()
     labels: int = 0
@@ -110,10 +114,11 @@ class Game:
         self, real: Tensor, fake: Tensor, real_logits: Tensor | None, fake_logits: Tensor | None, batch: Batch, draw: Draw
     ) -> Terms:  # fmt: skip
         terms: Terms = {}
+        left = self._left(draw.step)
         if self.r1 and real_logits is not None:
-            terms["r1"] = self.r1 / 2 * r1_penalty(real_logits, real)
+            terms["r1"] = left * self.r1 / 2 * r1_penalty(real_logits, real)
         if self.r2 and fake_logits is not None:
-            terms["r2"] = self.r2 / 2 * r2_penalty(fake_logits, fake)
+            terms["r2"] = left * self.r2 / 2 * r2_penalty(fake_logits, fake)
         if self.gradient_penalty:
             mix = draw.uniform("penalty.mix", (len(batch),))
 
@@ -122,6 +127,13 @@ class Game:
 
             terms["gradient_penalty"] = self.gradient_penalty * gradient_penalty(judge, real, fake, mix)
         return terms
+
+    def _left(self, step: int) -> float:
+        """The share of r1 and r2 at a step."""
+        if not self.penalty_anneal:
+            return 1.0
+        done = min(1.0, step / self.penalty_anneal)
+        return self.penalty_final + (1 - self.penalty_final) * (1 + math.cos(math.pi * done)) / 2
 
     # ----------------------------------------------------------------------------------------------------- what is seen
 

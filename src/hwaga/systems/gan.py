@@ -48,6 +48,8 @@ class GANConfig(BaseModel, frozen=True, extra="forbid"):
     r2: float = Field(0.0, ge=0, description="gamma of the penalty on D's gradient at generated pictures")
     gradient_penalty: float = Field(0.0, ge=0, description="lambda of WGAN-GP's; 10 in the paper")
     penalty_every: int = Field(1, ge=1, description="1: with each move of D; k: a move of their own every k steps")
+    penalty_anneal: int = Field(0, ge=0, description="steps in which r1 and r2 go down to penalty_final of themselves")
+    penalty_final: float = Field(1.0, ge=0, description="share of r1 and r2 that is left after penalty_anneal steps")
     generator_every: int = Field(1, ge=1, description="moves of D for each of G's; 5 in WGAN-GP")
     discriminator_learning_rate: float | None = Field(None, gt=0, description="null: training.learning_rate")
     augmentation: tuple[Change, ...] = Field((), description="DiffAugment: color, translation, cutout")
@@ -142,9 +144,10 @@ class GAN(System):
         """The two networks and the rules that they play by."""
         config = self.config
         return Game(
-            self.generator, self.networks["discriminator"], config.generator.latent, config.loss, config.r1, config.r2,
-            config.gradient_penalty, config.penalty_every, config.generator_every, config.augmentation,
-            self.label_count(),
+            self.generator, self.networks["discriminator"], config.generator.latent, kind=config.loss, r1=config.r1,
+            r2=config.r2, gradient_penalty=config.gradient_penalty, penalty_every=config.penalty_every,
+            penalty_anneal=config.penalty_anneal, penalty_final=config.penalty_final,
+            generator_every=config.generator_every, augmentation=config.augmentation, labels=self.label_count(),
         )  # fmt: skip
 
     def held_out(self, batch: Batch, draw: Draw) -> Mapping[str, Tensor]:
