@@ -41,7 +41,8 @@ def initialise(
 ) -> None:
     """Fills every parameter: linear and convolution weights by `weight`, those of the modules in `zero` with 0, biases
     with 0, norms with the identity (batch norms forget what they saw), embeddings from a standard normal. A module that
-    begins itself, or what it has beside its weights, says so by a method `reset_state(generator)`. TypeError on a parameter of any other module."""
+    begins itself, or what it has beside its weights, says so by a method `reset_state(generator)`. TypeError on a
+    parameter of any other module."""
     zeros = set(zero)
     with torch.no_grad():
         for part in module.modules():
