@@ -37,7 +37,21 @@ TINY: dict[str, dict[str, Any]] = {
     "gan": {
         "generator": {"channels": [16, 16], "blocks": [1, 1]},
         "discriminator": {"channels": [16, 16], "blocks": [1, 1]},
-        "r1": 1.0, "r2": 1.0, "augmentation": ["color", "translation", "cutout"],
+        "r1": 1.0,
+        "r2": 1.0,
+        "augmentation": ["color", "translation", "cutout"],
+    },
+    "vqgan": {
+        "autoencoder": {
+            "channels": [8, 8],
+            "attention": [False, True],
+            "blocks": 1,
+            "groups": 4,
+            "latent_channels": 4,
+            "quantizer": {"codes": 16, "width": 4, "update": "average", "restart": 0.05},
+        },
+        "discriminator": {"width": 8, "layers": 1},
+        "prior": {"width": 8, "heads": 2, "depth": 1},
     },
 }
 """A config of every system, as small as can be."""

@@ -36,6 +36,20 @@ def gan(seed=0, kind="residual", **model):
     return find("gan").create(config, size=(16, 16), seed=seed, **labelled)
 
 
+def vqgan(seed=0, classes=CLASSES, **model):
+    """A VQGAN of 16 x 16 pictures and 4 x 4 codes, its prior conditioned on three labels unless told otherwise."""
+    autoencoder = {
+        "channels": [8, 16, 16], "attention": [False, False, True], "blocks": 1, "groups": 4, "latent_channels": 8,
+        "quantizer": {"codes": 32, "width": 4, "update": "average", "restart": 0.05, "decay": 0.9},
+    }  # fmt: skip
+    config = {
+        "labels": True, "autoencoder": autoencoder, "discriminator": {"width": 8, "layers": 1, "norm": "group", "groups": 4},
+        "prior": {"width": 32, "heads": 2, "depth": 2}, **model,
+    }  # fmt: skip
+    labelled = {"classes": classes, "label_counts": [1] * len(classes)} if config["labels"] else {}
+    return find("vqgan").create(config, size=(16, 16), seed=seed, **labelled)
+
+
 def batch(n=8, size=(16, 16), seed=0, labels=True):
     g = torch.Generator().manual_seed(seed)
     image = torch.rand((n, 3, *size), generator=g) * 2 - 1

@@ -17,7 +17,6 @@ directions alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -183,7 +182,8 @@ class VectorQuantizer(nn.Module):
 
     def book(self) -> Float[Tensor, "k c"]:
         """The codes' vectors."""
-        return _unit(self.embedding.weight, 1) if self.config.cosine else self.embedding.weight
+        weight = self.embedding.weight
+        return _unit(weight.clone(), 1) if self.config.cosine else weight  # a copy: `learn` writes before the backward pass
 
     def forward(self, z: Float[Tensor, "n c y x"], draws: Tensor | None = None) -> Quantized:
         z = _unit(z.float(), 1) if self.config.cosine else z.float()
@@ -324,10 +324,3 @@ class GumbelQuantizer(nn.Module):
 
 def _unit(vectors: Tensor, dim: int) -> Tensor:
     return vectors / vectors.norm(dim=dim, keepdim=True).clamp(min=1e-12)
-
-
-def perplexity(counts: Tensor | Sequence[float]) -> Tensor:
-    """exp of the entropy of how often each code was used: K where all are used evenly, 1 where one is."""
-    shares = torch.as_tensor(counts, dtype=torch.float64)
-    shares = shares / shares.sum().clamp(min=1)
-    return (-(shares * shares.clamp(min=1e-12).log()).sum()).exp()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -72,3 +73,40 @@ def sample_tokens(
             at, to = (Point(1 - k / length, 0.0, 1.0, float(k)) for k in (place, place + 1))
             callback(Step(place, length, at, to, logits, tokens[:, : place + 1]))
     return tokens
+
+
+def reading(
+    network: Any, prefix: Int[Tensor, "n p"], grid: tuple[int, int], window: tuple[int, int]
+) -> NextLogits:  # fmt: skip
+    """`next_logits` of a network that reads rows of a grid of tokens behind a prefix, first row first.
+
+    network(tokens, cache) -> logits, network.cache(rows, length) an empty cache. A grid no larger than `window`, which the
+    network was trained on, is read through once: one pass of one token a place. Of a larger one the network sees the window
+    around a place, as central as the borders let it, and reads it anew where the window moves.
+    Source: Esser et al. 2021, section 3.2 (sliding attention window).
+    """
+    height, width = min(grid[0], window[0]), min(grid[1], window[1])
+    room = prefix.shape[1] + height * width
+    state: dict[str, Any] = {"origin": None, "cache": None, "read": 0}
+
+    def next_logits(tokens: Tensor) -> Tensor:
+        n, place = tokens.shape
+        i, j = divmod(place, grid[1])
+        top, left = (_start(i, height, grid[0]), _start(j, width, grid[1]))
+        rows = torch.arange(top, i + 1, device=tokens.device)[:, None] * grid[1]
+        places = (rows + torch.arange(left, left + width, device=tokens.device)).flatten()
+        seen = tokens[:, places[: (i - top) * width + j - left]]
+        if state["origin"] != (top, left) or state["read"] != seen.shape[1] - 1:
+            state.update(origin=(top, left), cache=network.cache(n, room))
+            new = torch.cat([prefix, seen], dim=1)
+        else:
+            new = seen[:, -1:]
+        state["read"] = seen.shape[1]
+        return network(new, state["cache"])[:, -1]
+
+    return next_logits
+
+
+def _start(place: int, window: int, whole: int) -> int:
+    """Where a window around a place begins, held inside."""
+    return min(max(0, place - window // 2), whole - window)
