@@ -30,6 +30,7 @@ LINES, FILES = 400, 8
 NOT_COUNTED = ("layers", "conditioning")
 
 TINY: dict[str, dict[str, Any]] = {
+    "vae": {"network": {"channels": [8, 8], "groups": 4, "latent_channels": 4, "latents": 6}},
     "ddpm": {
         "network": {"channels": [8, 8], "attention": [False, True], "blocks": 1, "groups": 4},
         "process": {"timesteps": 10},

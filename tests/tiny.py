@@ -7,6 +7,7 @@ import torch
 from hwaga.interfaces import Batch
 from hwaga.systems import find
 
+SMALL = {"channels": (8, 16), "groups": 4, "patch": 2}
 CLASSES = ("circle", "square", "star")
 
 
@@ -48,6 +49,21 @@ def vqgan(seed=0, classes=CLASSES, **model):
     }  # fmt: skip
     labelled = {"classes": classes, "label_counts": [1] * len(classes)} if config["labels"] else {}
     return find("vqgan").create(config, size=(16, 16), seed=seed, **labelled)
+
+
+def vae(seed=0, network=None, **model):
+    """A VAE with a vector of 8 numbers at 16 x 16, conditioned on three labels unless told otherwise."""
+    config = {"labels": True, **model, "network": {**SMALL, "latent_channels": 8, "latents": 8, **(network or {})}}
+    labelled = {"classes": CLASSES, "label_counts": (1, 2, 5)} if config["labels"] else {}
+    return find("vae").create(config, size=(16, 16), seed=seed, **labelled)
+
+
+def vae_kl(seed=0, network=None, **model):
+    """An AutoencoderKL in the public layout, twice down, without adversary unless told otherwise."""
+    full = {"kind": "map", "channels": (8, 16), "blocks": 1, "groups": 4, **(network or {})}
+    likelihood = {"kind": "laplace", "learned": True, "deviation": 0.5}
+    config = {"beta": 1e-6, "scaling": "whole", "likelihood": likelihood, **model, "network": full}
+    return find("vae").create(config, size=(16, 16), seed=seed)
 
 
 def batch(n=8, size=(16, 16), seed=0, labels=True):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 SHIPPED = Path(__file__).parent / "shipped"
-PIPELINES = {"DDPMPipeline": "ddpm", "DDIMPipeline": "ddpm", "UNet2DModel": "ddpm"}  # public class: system
+PIPELINES = {"AutoencoderKL": "vae", "DDPMPipeline": "ddpm", "DDIMPipeline": "ddpm", "UNet2DModel": "ddpm"}  # public class: system
 HASHED_BELOW = 64 * 2**20  # files up to this many bytes are held against their hash at each load
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from ..errors import InputError
 from ..weights.mapped import Mapped, read_pickled
+from . import autoencoder
 
 Tensors = Mapping[str, Any]
 """Tensors by name, as `weights.mapped` gives them."""
@@ -25,7 +26,9 @@ class Rule(NamedTuple):
     fits: Callable[[Tensors], bool]
 
 
-RULES: list[Rule] = []
+RULES: list[Rule] = [
+    Rule("vae", "autoencoder of Stable Diffusion or Flux", lambda tensors: autoencoder.prefix_of(tensors) is not None),
+]
 
 
 def read(path: Path) -> Tensors:
