@@ -25,7 +25,7 @@ Rows = Sequence[Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Tokenizing:
-    """The losses of a tokenizer. network: `networks.tokenizer.VQModel`; perceptual: (x, y) -> (n,), or None;
+    """The losses of a tokenizer. network: `networks.vq.VQModel`; perceptual: (x, y) -> (n,), or None;
     discriminator: pictures -> logits of patches, or None (the VQ-VAE)."""
 
     network: Any

@@ -67,7 +67,8 @@ def sample_tokens(
     tokens = torch.zeros((n, length), dtype=torch.int64, device=noise.device)
     for place in range(length):
         logits = next_logits(tokens[:, :place]).float()
-        drawn = pick(kept(logits, top_k, top_p), uniform[:, place], temperature)
+        left = kept(logits, top_k, top_p) if top_k is not None or top_p < 1 else logits
+        drawn = pick(left, uniform[:, place], temperature)
         tokens[:, place] = drawn if known is None else torch.where(known[:, place] < 0, drawn, known[:, place])
         if callback:
             at, to = (Point(1 - k / length, 0.0, 1.0, float(k)) for k in (place, place + 1))

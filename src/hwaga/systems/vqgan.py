@@ -32,7 +32,7 @@ from ..formats.perceptual import perceptual_network
 from ..interfaces import Batch, Draw, Objective, Stage, Terms
 from ..networks.discriminators import PatchDiscriminatorConfig
 from ..networks.gpt import GPTConfig
-from ..networks.tokenizer import VQModelConfig
+from ..networks.vq import VQModelConfig
 from ..objectives.adversarial import Kind
 from ..objectives.perceptual import Perceptual
 from ..objectives.vq import ALARMS, Tokenizing, counted, next_tokens, perplexity
@@ -233,22 +233,13 @@ class VQGAN(System):
     def paint(self, request: Request) -> Tensor:
         if request.inputs.get("codebook"):
             return self._sheet(request)
-        image = request.inputs.get("image")
-        known = (
-            None
-            if image is None
-            else self.latents_of(to_inside(fitted("image", image, request.size)).to(request.device))
-        )
-        if known is not None and request.inputs.get("reconstruct"):
-            return self.tokenizer.pictures(known.expand(len(request), -1, -1))
-        if known is not None:
-            known = torch.where(self._repainted(request), -1, known).expand(len(request), -1, -1)
+        if request.inputs.get("reconstruct"):
+            return self.tokenizer.pictures(self._codes_of_image(request).expand(len(request), -1, -1))
         grid = self._grid(request.size)
+        known = self._known(request, grid) if "image" in request.inputs else None
         noise = request.source()("noise", (len(request), *grid)).flatten(1)
-        codes = sample_tokens(
-            self._next_logits(request, grid), noise, known=None if known is None else known.flatten(1),
-            callback=request.callback, **self._habits(request),
-        )  # fmt: skip
+        read = self._next_logits(request, grid)
+        codes = sample_tokens(read, noise, known=known, callback=request.callback, **self._habits(request))
         return self.tokenizer.pictures(codes.view(-1, *grid))
 
     def _next_logits(self, request: Request, grid: tuple[int, int]) -> Any:
@@ -266,10 +257,16 @@ class VQGAN(System):
     def _grid(self, size: tuple[int, int]) -> tuple[int, int]:
         return size[0] // self.factor(), size[1] // self.factor()
 
-    def _repainted(self, request: Request) -> Tensor:
-        """(1, y, x) true where a code is drawn anew: wherever the mask touches its pixels."""
+    def _codes_of_image(self, request: Request) -> Tensor:
+        """(1, y, x)."""
+        picture = fitted("image", request.inputs["image"], request.size)
+        return self.latents_of(to_inside(picture).to(request.device))
+
+    def _known(self, request: Request, grid: tuple[int, int]) -> Tensor:
+        """(n, y x): the picture's codes, -1 where one is drawn anew: wherever the mask touches its pixels."""
         mask = read_mask(request.inputs["mask"], request.size).float()
-        return (max_pool2d(mask, self.factor())[:, 0] > 0).to(request.device)
+        anew = max_pool2d(mask, self.factor())[:, 0].to(request.device) > 0
+        return torch.where(anew, -1, self._codes_of_image(request)).flatten(1).expand(len(request), -1)
 
     def _sheet(self, request: Request) -> Tensor:
         """Each code alone, rows first, in a square; with a picture those that it does not use stay white."""
