@@ -54,7 +54,7 @@ class _Spectral(nn.Module):
                 self.u.copy_(u)
                 self.seen.copy_(sample)
         sigma = torch.dot(u.to(matrix.dtype), matrix @ v.to(matrix.dtype))
-        return self.weight / sigma
+        return self.weight / sigma.clamp(min=1e-12)  # weights of 0 stay 0
 
     def _sample(self) -> Tensor:
         """Numbers from all over the weights; the step is odd, so that they are not all of one column."""

@@ -205,14 +205,17 @@ def _check_label(label: Tensor | None, embedding: nn.Embedding | None) -> None:
 
 def _initialise(network: nn.Module, config: _Shape, generator: torch.Generator) -> None:
     """He et al. 2015 with the gain of the leaky ReLU where one follows, 1 elsewhere; inside the L blocks times L^(-1/4), and
-    0 at each block's end (Zhang et al. 2019, section 3.1: L^(-1 / (2 m - 2)), m = 3 layers a block)."""
+    0 at each block's end (Zhang et al. 2019, section 3.1: L^(-1 / (2 m - 2)), m = 3 layers a block). Spectral norm takes any
+    scale away, and has none for 0: its blocks end as they begin."""
     gain, depth = math.sqrt(2 / (1 + SLOPE**2)), sum(config.blocks) ** -0.25
     blocks = [part for part in network.modules() if isinstance(part, Block)]
     inside = {id(weight) for block in blocks for weight in (block.widen.weight, block.mix.weight)}
+
+    ends = [block.narrow for block in blocks if not isinstance(block.narrow, SpectralConv2d)]
 
     def weights(weight: Tensor, g: torch.Generator) -> None:
         scale = gain * depth if id(weight) in inside else 1.0
         with torch.no_grad():
             weight.normal_(std=scale / math.sqrt(weight[0].numel()), generator=g)
 
-    initialise(network, generator, weight=weights, zero=[block.narrow for block in blocks])
+    initialise(network, generator, weight=weights, zero=ends)

@@ -71,8 +71,13 @@ def squared_gradient(logits: Tensor, pictures: Tensor) -> Float[Tensor, " n"]:
     `pictures` (n, ...) are what `logits` (n, ...) came from and must require gradients. A discriminator that looks at
     each picture alone gives each its own gradient in one backward pass over the sum.
     """
-    (gradient,) = torch.autograd.grad(logits.float().sum(), pictures, create_graph=True)
-    return gradient.float().square().flatten(1).sum(1)
+    (gradient,) = torch.autograd.grad(full(logits).sum(), pictures, create_graph=True)
+    return full(gradient).square().flatten(1).sum(1)
+
+
+def full(value: Tensor) -> Tensor:
+    """float32 of half-precision numbers; others as they are."""
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
 def r1_penalty(logits: Tensor, pictures: Tensor) -> Float[Tensor, ""]:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..interfaces import Batch, Draw, Objective, Terms
 from ..samplers.noise import from_seed
-from .adversarial import Kind, discriminator_loss, generator_loss, gradient_penalty, r1_penalty, r2_penalty
+from .adversarial import Kind, discriminator_loss, full, generator_loss, gradient_penalty, r1_penalty, r2_penalty
 from .diffaugment import Change, diff_augment
 
 GROUPS, MEMBERS = 4, 8  # latents of the fixed batch: members of a group share a label
@@ -108,7 +108,7 @@ class Game:
         return batch.label if self.labels else None
 
     def _judged(self, image: Tensor, label: Tensor | None, draw: Draw, name: str) -> Float[Tensor, " n"]:
-        return self.discriminator(diff_augment(image, draw, self.augmentation, name), label).float()
+        return full(self.discriminator(diff_augment(image, draw, self.augmentation, name), label))
 
     def _penalties(
         self, real: Tensor, fake: Tensor, real_logits: Tensor | None, fake_logits: Tensor | None, batch: Batch, draw: Draw

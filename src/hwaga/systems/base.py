@@ -244,6 +244,7 @@ class System:
             if part not in networks:
                 networks[part] = build_on(network_config)
                 networks[part].initialise(stream(seed, "weights", part))  # type: ignore[operator]
+                networks[part].eval()  # as a loaded one is: training switches it over for its own time
         memory = {"size": size, "classes": tuple(classes), "label_counts": tuple(label_counts), **(about or {})}
         return cls(full, networks, About(**memory))
 
