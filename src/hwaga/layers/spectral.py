@@ -23,7 +23,7 @@ _SAMPLE = 64  # numbers of the weights that tell whether they have changed
 class _Spectral(nn.Module):
     """What the two layers share. `weight` (out, ...) is the parameter, not divided."""
 
-    weight: nn.Parameter
+    weight: Any
     u: Tensor
     seen: Tensor
 

@@ -17,7 +17,7 @@ Class conditions: an embedding beside the latent; logit = psi(f) + <e_y, f> / sq
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -119,7 +119,7 @@ class ResidualGenerator(nn.Module):
         self.embedding = nn.Embedding(config.classes, config.class_width) if config.classes else None
         self.into = nn.Linear(config.latent + (config.class_width if config.classes else 0), widths[0], bias=False)
         self.basis = Basis(widths[0], 1.0)
-        self.stages = _stages(widths, config, False)
+        self.stages: Any = _stages(widths, config, False)
         self.widths = nn.ModuleList(_width(a, b, Conv2d) for a, b in zip(widths[:-1], widths[1:], strict=True))
         self.out = Conv2d(widths[-1], config.image_channels * config.patch**2, 1)
 
@@ -148,7 +148,7 @@ class ResidualDiscriminator(nn.Module):
         widths, conv = config.channels, SpectralConv2d if config.spectral else Conv2d
         linear = SpectralLinear if config.spectral else nn.Linear
         self.first = conv(config.image_channels * config.patch**2, widths[-1], 1)
-        self.stages = _stages(widths, config, config.spectral)
+        self.stages: Any = _stages(widths, config, config.spectral)
         self.widths = nn.ModuleList(_width(b, a, conv) for a, b in zip(widths[:-1], widths[1:], strict=True))
         self.basis = Basis(widths[0], 1 / START)  # a sum over 4 x 4 places
         self.out = linear(widths[0], 1)
