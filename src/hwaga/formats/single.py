@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ..errors import InputError
 from ..weights.mapped import Mapped, read_pickled
-from . import autoencoder
+from . import autoencoder, stylegan_pickle
 
 Tensors = Mapping[str, Any]
 """Tensors by name, as `weights.mapped` gives them."""
@@ -27,19 +27,22 @@ class Rule(NamedTuple):
 
 
 RULES: list[Rule] = [
+    Rule("stylegan", "StyleGAN2-ADA or StyleGAN3 pickle", lambda tensors: isinstance(tensors, stylegan_pickle.Pickled)),
     Rule("vae", "autoencoder of Stable Diffusion or Flux", lambda tensors: autoencoder.prefix_of(tensors) is not None),
 ]
 
 
 def read(path: Path) -> Tensors:
-    """The tensors of a file, by the kind that its first bytes show: safetensors (a length and a JSON header), else a pickle of
-    torch's, read without running anything in it."""
+    """The tensors of a file, by the kind that its first bytes show: safetensors (a length and a JSON header), a plain pickle
+    (StyleGAN's), else a pickle of torch's; both are read without running anything in them."""
     with open(path, "rb") as file:
-        head = file.read(9)
+        head = file.read(16)
     if not head:
         raise InputError(f"{path} is empty")
-    if len(head) == 9 and head[8:9] == b"{":
+    if len(head) >= 9 and head[8:9] == b"{":
         return Mapped(path)
+    if stylegan_pickle.is_plain_pickle(head):
+        return stylegan_pickle.read(path)
     return read_pickled(path)
 
 

@@ -106,9 +106,7 @@ def _convolved(x: Tensor, taps: Tensor, up: int, down: int, before: int, after: 
         x = F.conv_transpose2d(x, taps.expand(c, 1, a, b), stride=stride, groups=c)
         # it lacks the zeros behind the last pixel, and has k - 1 pixels before the first whole sum
         first = [p - (k - 1) for p, k in zip(first, (a, b), strict=True)]
-        last = [
-            p - (k - 1) + (up - 1 if on else 0) for p, k, on in zip(last, (a, b), across, strict=True)
-        ]
+        last = [p - (k - 1) + (up - 1 if on else 0) for p, k, on in zip(last, (a, b), across, strict=True)]
         x = _padded(x, first, last)
         return x[:, :, :: down if across[0] else 1, :: down if across[1] else 1] if down > 1 else x
     x = _padded(x, first, last)

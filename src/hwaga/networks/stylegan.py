@@ -43,7 +43,9 @@ class GeneratorConfig(BaseModel, frozen=True, extra="forbid"):
     """Defaults are the published 256 x 256 network of StyleGAN2-ADA (`paper256`)."""
 
     kind: Literal["stylegan2"] = "stylegan2"
-    channels: tuple[int, ...] = Field((512, 512, 512, 512, 256, 128, 64), min_length=1, description="at 4, 8, 16, ... px")
+    channels: tuple[int, ...] = Field(
+        (512, 512, 512, 512, 256, 128, 64), min_length=1, description="at 4, 8, 16, ... px"
+    )
     z_dim: int = Field(512, ge=1)
     w_dim: int = Field(512, ge=1)
     classes: int = Field(0, ge=0)
@@ -52,7 +54,9 @@ class GeneratorConfig(BaseModel, frozen=True, extra="forbid"):
     architecture: Literal["skip", "resnet", "plain"] = "skip"
     growing: bool = False
     noise: bool = True
-    clamp: float | None = Field(None, gt=0, description="activations are held to +-clamp (256 where it is trained in half)")
+    clamp: float | None = Field(
+        None, gt=0, description="activations are held to +-clamp (256 where it is trained in half)"
+    )
     taps: tuple[float, ...] = (1.0, 3.0, 3.0, 1.0)
     picture_channels: int = Field(3, ge=1)
 
@@ -76,7 +80,9 @@ class GeneratorConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class DiscriminatorConfig(BaseModel, frozen=True, extra="forbid"):
-    channels: tuple[int, ...] = Field((512, 512, 512, 512, 256, 128, 64), min_length=1, description="at 4, 8, 16, ... px")
+    channels: tuple[int, ...] = Field(
+        (512, 512, 512, 512, 256, 128, 64), min_length=1, description="at 4, 8, 16, ... px"
+    )
     classes: int = Field(0, ge=0)
     mapping: MappingConfig = MappingConfig(w_avg_beta=None)
     architecture: Literal["resnet", "plain"] = "resnet"
@@ -287,7 +293,10 @@ class Synthesis(nn.Module):
             x = block(x, styles[at : at + block.styles], noise)
             at += block.styles
             if block.torgb is not None and (self.config.architecture == "skip" or i > level - 1):
-                before, picture = picture, block.torgb(x, styles[min(at, len(styles) - 1)])  # shared with the next block
+                before, picture = (
+                    picture,
+                    block.torgb(x, styles[min(at, len(styles) - 1)]),
+                )  # shared with the next block
                 if self.config.architecture == "skip" and before is not None:
                     picture = picture + upsample(before, block.taps)
                 elif i > level and before is not None:  # the newest block fades in
@@ -413,4 +422,3 @@ def shrunk(picture: Tensor, size: int, fading: float) -> Tensor:
     if not 0 < fading < 1:
         return picture
     return torch.lerp(F.interpolate(F.avg_pool2d(picture, 2), scale_factor=2.0), picture, fading)
-
