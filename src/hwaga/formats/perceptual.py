@@ -39,11 +39,13 @@ def perceptual_network(source: str | Path) -> nn.Module:
     if not path.exists():
         shipped = "is not shipped with this installation" if path.is_relative_to(SHIPPED) else "does not exist"
         raise InputError(f"perceptual={str(source)!r} {shipped}; make one with: {HOW}, and name that folder")
-    return _network(path.resolve())
+    inside = sorted(path.iterdir()) if path.is_dir() else [path]
+    return _network(path.resolve(), tuple((file.name, file.stat().st_mtime_ns) for file in inside))
 
 
 @lru_cache(maxsize=2)
-def _network(path: Path) -> nn.Module:
+def _network(path: Path, stamp: tuple[tuple[str, int], ...]) -> nn.Module:
+    """`stamp`: what is kept is forgotten when a file changes."""
     with torch.utils._python_dispatch._disable_current_modes():  # memory may be being planned without any
         if path.is_dir() and (path / "model.json").is_file():
             network = _own(path)
