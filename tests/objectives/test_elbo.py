@@ -138,4 +138,6 @@ def test_active_dimensions_are_those_whose_mean_varies():
     mean = torch.zeros(64, 4)
     mean[:, 1] = torch.randn(64, generator=torch.Generator().manual_seed(0))
     found = elbo.health(mean, elbo.kl_to_prior(mean, torch.zeros_like(mean)))
-    assert found["active_units"] == 1 and found["active_share"] == 0.25 and found["kl_largest"] > found["kl_a_dimension"]
+    assert (
+        found["active_units"] == 1 and found["active_share"] == 0.25 and found["kl_largest"] > found["kl_a_dimension"]
+    )
