@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 SHIPPED = Path(__file__).parent / "shipped"
-PIPELINES = {"AutoencoderKL": "vae", "DDPMPipeline": "ddpm", "DDIMPipeline": "ddpm", "UNet2DModel": "ddpm"}  # public class: system
+PIPELINES = {  # public class: system
+    "AutoencoderKL": "vae", "DDPMPipeline": "ddpm", "DDIMPipeline": "ddpm", "UNet2DModel": "ddpm", "VQModel": "vqgan",
+}  # fmt: skip
 HASHED_BELOW = 64 * 2**20  # files up to this many bytes are held against their hash at each load
 
 
@@ -46,6 +48,7 @@ def load(
 
     InputError for what cannot be loaded, with the reason; WorkError where a hub cannot be reached.
     """
+    from .formats.single import in_release
     from .precision import choose_device, choose_dtype
 
     place, _ = choose_device(device)
@@ -61,6 +64,8 @@ def load(
         system = _file(folder, kept, place, components or {})
     elif (folder / "model.json").is_file():
         system = _saved(folder, kept, place)
+    elif (released := in_release(folder)) is not None:
+        system = _file(released, kept, place, components or {})
     else:
         system = _public(folder, kept, place)
     system.about.name = name
@@ -177,10 +182,12 @@ def _component(folder: Path, name: str, entry: Mapping[str, Any], config: Any, d
 
 
 def _public(folder: Path, dtype: torch.dtype, device: torch.device) -> System:
-    from .formats.folders import kind_of
+    from .formats.folders import kind_of, lone_component
     from .systems import find
 
     kind = kind_of(folder)
+    if kind not in PIPELINES and (lone := lone_component(folder)) is not None:
+        kind = kind_of(folder / lone)
     if kind is None:
         raise InputError(
             f"{folder} holds no model: neither model.json (a saved model) nor model_index.json or config.json (a public folder)"

@@ -161,9 +161,9 @@ def read_component(folder: PublicFolder, component: str) -> Found:
     side = public.get("sample_size") or DEFAULTS["sample_size"]
     size = (side, side) if isinstance(side, int) else (int(side[0]), int(side[1]))
     layout = {
-        "config": public, "old_attention": any(old != new for old, new in names.items()), "dtype": _stored(tensors),
+        "config": public, "old_attention": any(old != new for old, new in names.items()), "dtype": stored(tensors),
     }  # fmt: skip
-    return Found(config, ours, str(place), _multiple(size, config.factor), layout)
+    return Found(config, ours, str(place), multiple(size, config.factor), layout)
 
 
 def network_config(public: Mapping[str, Any], where: str) -> AutoencoderKLConfig:
@@ -260,7 +260,7 @@ def write_folder(folder: Path, network: Any, size: tuple[int, int], layout: Mapp
     if layout.get("old_attention"):
         names = renamed(tensors, OLD_ATTENTION, back=True)
         tensors = {names[name]: value for name, value in tensors.items()}
-    write_component(folder, config, _typed(tensors, layout))
+    write_component(folder, config, typed(tensors, layout))
 
 
 # ----------------------------------------------------------------------------------------------------------- single files
@@ -291,8 +291,8 @@ def read_file(path: Path, tensors: Mapping[str, Tensor]) -> Found:
     config = config_of(ours, str(path))
     shift, scale = scaling(_known(config.latent_channels, prefix), config.latent_channels)
     whole = Renamed(ours, {name: name for name in ours}, more={"shift": shift, "scale": scale})
-    layout = {"prefix": prefix, "original": original, "dtype": _stored(tensors)}
-    return Found(config, whole, str(path), _multiple((256, 256), config.factor), layout)
+    layout = {"prefix": prefix, "original": original, "dtype": stored(tensors)}
+    return Found(config, whole, str(path), multiple((256, 256), config.factor), layout)
 
 
 def _known(channels: int, prefix: str) -> dict[str, Any]:
@@ -309,26 +309,27 @@ def write_file(path: Path, network: Any, layout: Mapping[str, Any]) -> None:
     if layout.get("original", True):
         tensors = to_ldm(tensors, len(network.config.channels))
     prefix = layout.get("prefix", "")
-    write_tensors(path, _typed({prefix + name: value for name, value in tensors.items()}, layout), {"format": "pt"})
+    write_tensors(path, typed({prefix + name: value for name, value in tensors.items()}, layout), {"format": "pt"})
 
 
 def _plain(network: Any) -> dict[str, Tensor]:
     return {name: value for name, value in network.state_dict().items() if name not in BUFFERS}
 
 
-def _typed(tensors: dict[str, Tensor], layout: Mapping[str, Any]) -> dict[str, Tensor]:
+def typed(tensors: dict[str, Tensor], layout: Mapping[str, Any]) -> dict[str, Tensor]:
     """In the dtype that the files had."""
     if not layout.get("dtype"):
         return tensors
     return {name: value.to(getattr(torch, layout["dtype"])) for name, value in tensors.items()}
 
 
-def _stored(tensors: Mapping[str, Tensor]) -> str | None:
+def stored(tensors: Mapping[str, Tensor]) -> str | None:
+    """The one dtype of all tensors of a file, None where they have several."""
     dtypes = getattr(tensors, "dtypes", None) or {name: value.dtype for name, value in tensors.items()}
     kinds = {str(kind).removeprefix("torch.") for kind in dtypes.values()}
     return kinds.pop() if len(kinds) == 1 else None
 
 
-def _multiple(size: tuple[int, int], factor: int) -> tuple[int, int]:
+def multiple(size: tuple[int, int], factor: int) -> tuple[int, int]:
     """The size, brought down to multiples of the factor."""
     return max(factor, size[0] // factor * factor), max(factor, size[1] // factor * factor)

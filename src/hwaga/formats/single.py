@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ..errors import InputError
 from ..weights.mapped import Mapped, read_pickled
-from . import autoencoder, stylegan_pickle
+from . import autoencoder, stylegan_pickle, vqgan
 
 Tensors = Mapping[str, Any]
 """Tensors by name, as `weights.mapped` gives them."""
@@ -28,6 +28,8 @@ class Rule(NamedTuple):
 
 RULES: list[Rule] = [
     Rule("stylegan", "StyleGAN2-ADA or StyleGAN3 pickle", lambda tensors: isinstance(tensors, stylegan_pickle.Pickled)),
+    Rule("vqgan", "VQGAN checkpoint (tokenizer and transformer)", vqgan.is_whole),
+    Rule("vqgan", "VQGAN checkpoint (tokenizer)", vqgan.is_tokenizer),
     Rule("vae", "autoencoder of Stable Diffusion or Flux", lambda tensors: autoencoder.prefix_of(tensors) is not None),
 ]
 
@@ -44,6 +46,14 @@ def read(path: Path) -> Tensors:
     if stylegan_pickle.is_plain_pickle(head):
         return stylegan_pickle.read(path)
     return read_pickled(path)
+
+
+def in_release(folder: Path) -> Path | None:
+    """The file of a folder as the original authors of VQGAN release one: `checkpoints/` with one checkpoint, `configs/`."""
+    if not (folder / "configs").is_dir():
+        return None
+    found = [file for name in ("last.ckpt", "model.ckpt") if (file := folder / "checkpoints" / name).is_file()]
+    return found[0] if found else None
 
 
 def recognise(path: Path, tensors: Tensors) -> Rule:

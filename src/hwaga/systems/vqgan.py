@@ -19,7 +19,9 @@ factorized, cosine, FSQ, Gumbel; 4, 8 or 16 pixels a code by the number of `chan
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -28,6 +30,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d
 
 from ..errors import InputError
+from ..formats import vqgan as public
 from ..formats.perceptual import perceptual_network
 from ..interfaces import Batch, Draw, Objective, Stage, Terms
 from ..networks.discriminators import PatchDiscriminatorConfig
@@ -37,7 +40,7 @@ from ..objectives.adversarial import Kind
 from ..objectives.perceptual import Perceptual
 from ..objectives.vq import ALARMS, Tokenizing, counted, next_tokens, perplexity
 from ..samplers.tokens import reading, sample_tokens
-from .base import Request, System, number, whole_number
+from .base import About, Request, System, number, whole_number
 from .pictures import to_inside
 from .sources import fitted, read_mask
 
@@ -131,7 +134,7 @@ class VQGAN(System):
         prior = config.get("prior", {})
         if prior is not None:
             places = (size[0] // tokenizer.factor) * (size[1] // tokenizer.factor)
-            room = {"vocabulary": max(tokenizer.quantizer.codes, config.get("classes", 0)), "length": 1 + places}
+            room = {"vocabulary": max(tokenizer.quantizer.codes, config.get("classes", 0)), "length": places}
             config = {**config, "prior": {**room, **prior}}
         return config
 
@@ -141,10 +144,10 @@ class VQGAN(System):
         if any(side % factor for side in size):
             raise InputError(f"data.size={size}: this tokenizer needs multiples of {factor}, the pixels a code's side")
         places = (size[0] // factor) * (size[1] // factor)
-        if config.prior is not None and config.prior.length < 1 + places:
+        if config.prior is not None and config.prior.length < places:
             raise InputError(
-                f"model.prior.length={config.prior.length}: a picture of {size} has {places} codes, with its condition "
-                f"{1 + places} tokens; leave length out"
+                f"model.prior.length={config.prior.length}: a picture of {size} has {places} codes, and the prior reads its "
+                "condition and all but the last; leave length out"
             )
 
     @property
@@ -355,3 +358,31 @@ class VQGAN(System):
             counts = counts + counted(self.encode(part), size)
         used = float((counts > 0).sum())
         return {"codes": used, "codes_share": used / size, "codes_perplexity": float(perplexity(counts))}
+
+    # ------------------------------------------------------------------------------------------------------ public weights
+
+    @classmethod
+    def from_diffusers(cls, path: Path, dtype: torch.dtype, device: torch.device) -> VQGAN:
+        """A VQModel's folder, flat or in a sub-folder; it is saved again as it looked."""
+        return cls._public(public.read_folder(path), dtype, device)
+
+    @classmethod
+    def from_file(
+        cls, path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device,
+        components: Mapping[str, Any],
+    ) -> VQGAN:  # fmt: skip
+        """An original checkpoint, of a tokenizer or of a tokenizer and its transformer, with its YAML."""
+        return cls._public(public.read_file(path, tensors), dtype, device)
+
+    @classmethod
+    def _public(cls, found: public.Found, dtype: torch.dtype, device: torch.device) -> VQGAN:
+        config = cls.checked({
+            "prior": None, "discriminator": None, "labels": found.classes > 0, "classes": found.classes, **found.configs,
+        })  # fmt: skip
+        return cls(config, found.networks(dtype, device), About(size=found.size, layout=found.layout))
+
+    def to_diffusers(self, folder: Path) -> None:
+        """Writes the tokenizer's public folder; a prior has no public layout there, and is named in a warning."""
+        public.write_folder(folder, self.tokenizer, self.about.size, self.about.layout)
+        if "prior" in self.networks:
+            warnings.warn("the public folder holds the tokenizer alone: it has no place for the prior", stacklevel=3)
