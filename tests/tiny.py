@@ -96,3 +96,11 @@ def fill_zeros(network, seed=0):
         for p in network.parameters():
             if not p.any():
                 p.normal_(std=0.05, generator=g)
+
+
+def stylegan(seed=0, classes=CLASSES, **model):
+    """A StyleGAN2 at 16 x 16, conditioned on three labels unless told otherwise."""
+    generator = {"channels": (16, 16, 8), "z_dim": 8, "w_dim": 8, "mapping": {"layers": 2}, **model.pop("generator", {})}
+    config = {"labels": bool(classes), "generator": generator, **model}
+    labelled = {"classes": classes, "label_counts": (1, 2, 5)} if classes else {}
+    return find("stylegan").create(config, size=(16, 16), seed=seed, **labelled)

@@ -107,9 +107,9 @@ def _rebuilt(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> T
         raise pickle.UnpicklingError("a tensor of this file has no storage")
     size, stride = tuple(map(int, size)), tuple(map(int, stride))
     last = int(offset) + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) if 0 not in size else -1
-    if int(offset) < 0 or min((*size, *stride, 0)) < 0 or last >= len(storage):
+    if int(offset) < 0 or min((*size, *stride, 0)) < 0 or last >= storage._untyped_storage.nbytes() // storage.dtype.itemsize:
         raise pickle.UnpicklingError("a tensor of this file reaches beyond its storage")
-    return torch.empty(0, dtype=storage.dtype).set_(storage.untyped(), int(offset), size, stride).clone()  # type: ignore[call-overload]
+    return torch.empty(0, dtype=storage.dtype).set_(storage._untyped_storage, int(offset), size, stride).clone()  # type: ignore[call-overload]
 
 
 def _storage(data: Any) -> Any:

@@ -104,6 +104,7 @@ def convolve(
     a strided convolution. A 1 x 1 is done where the picture is small. Weights (o, i, k, k) are correlated, as in torch.
     """
     kernel, k = weight.shape[-1], len(taps)
+    x = x.contiguous(memory_format=torch.channels_last)
     if up > 1 and kernel == 1:
         return resample(
             F.conv2d(x, weight), taps, up=up, before=(k + up - 1) // 2, after=(k - up) // 2, gain=float(up**2)
