@@ -3,6 +3,7 @@
 import pytest
 import tiny
 import torch
+
 from hwaga.networks.autoencoder import AutoencoderKLConfig
 from hwaga.networks.tiling import Tiling
 from hwaga.networks.vae import ConvVAEConfig

@@ -232,7 +232,7 @@ class AutoencoderKL(nn.Module):
         self.encoder.checkpointing = self.decoder.checkpointing = on
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         """The decoder's last kernel, where an adversary's pull is weighed against reconstruction's."""
         return self.decoder.conv_out.weight
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -281,7 +281,7 @@ def _resnet(block: Any, source: _Map) -> Tensor:
 
 def _gathered(norm: nn.GroupNorm, source: _Map) -> Callable[[Tensor], Tensor]:
     """The group norm with mean and variance of the whole map, as a function of rows."""
-    count, mean, square = 0.0, 0.0, 0.0  # of each group, in float64 (Chan, Golub and LeVeque 1983)
+    count, mean, square = 0.0, cast(Any, 0.0), cast(Any, 0.0)  # of each group, in float64 (Chan, Golub and LeVeque 1983)
     for a, b in _strips(source):
         rows = source(a, b).unflatten(1, (norm.num_groups, -1))
         var, new = torch.var_mean(rows.float(), dim=(2, 3, 4), correction=0)
@@ -289,10 +289,10 @@ def _gathered(norm: nn.GroupNorm, source: _Map) -> Callable[[Tensor], Tensor]:
         apart, total = new - mean, count + size
         square = square + var * size + apart.square() * (count * size / total)
         mean, count = mean + apart * (size / total), total
-    deviation: Any = (torch.as_tensor(square) / count + norm.eps).sqrt()
+    deviation = (square / count + norm.eps).sqrt()
     repeats = norm.num_channels // norm.num_groups
     scale = norm.weight.double() / deviation.repeat_interleave(repeats, dim=1)
-    shift = norm.bias.double() - torch.as_tensor(mean).repeat_interleave(repeats, dim=1) * scale
+    shift = norm.bias.double() - mean.repeat_interleave(repeats, dim=1) * scale
     kind = norm.weight.dtype
     scale, shift = scale.to(kind)[:, :, None, None], shift.to(kind)[:, :, None, None]
     return lambda rows: torch.addcmul(shift, rows, scale)

@@ -74,7 +74,7 @@ class ConvVAE(nn.Module):
         self.register_buffer("scale", torch.ones(config.latents))
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         return self.decoder.conv_out.weight
 
     def initialise(self, generator: torch.Generator) -> None:

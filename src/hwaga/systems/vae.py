@@ -159,7 +159,8 @@ class VAE(System):
     def log_deviation(self) -> Tensor:
         """Of the likelihood's width in units of [-1, 1], on the device."""
         if "likelihood" in self.networks:
-            return self.networks["likelihood"].log_deviation
+            learned: Any = self.networks["likelihood"]
+            return learned.log_deviation
         return torch.tensor([self.config.likelihood.deviation], device=self.device).log()
 
     # -------------------------------------------------------------------------------------------------------- how it learns
