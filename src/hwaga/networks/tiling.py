@@ -281,7 +281,11 @@ def _resnet(block: Any, source: _Map) -> Tensor:
 
 def _gathered(norm: nn.GroupNorm, source: _Map) -> Callable[[Tensor], Tensor]:
     """The group norm with mean and variance of the whole map, as a function of rows."""
-    count, mean, square = 0.0, cast(Any, 0.0), cast(Any, 0.0)  # of each group, in float64 (Chan, Golub and LeVeque 1983)
+    count, mean, square = (
+        0.0,
+        cast(Any, 0.0),
+        cast(Any, 0.0),
+    )  # of each group, in float64 (Chan, Golub and LeVeque 1983)
     for a, b in _strips(source):
         rows = source(a, b).unflatten(1, (norm.num_groups, -1))
         var, new = torch.var_mean(rows.float(), dim=(2, 3, 4), correction=0)
