@@ -44,6 +44,7 @@ DEFAULTS: dict[str, Any] = {
 ONLY = {"act_fn": ("silu", "swish"), "norm_type": ("group",)}
 TRACKING = ("quantize.use", "quantize.sums")  # what training keeps of a codebook beside it
 FIRST, COND = "first_stage_model.", "cond_stage_model."
+IMAGENET = 1000  # labels where the YAML does not say how many
 GROUPS = 32  # of every norm in the original files
 
 
@@ -208,8 +209,10 @@ def _labels(params: Mapping[str, Any], vocabulary: int, where: str) -> int:
         if (token := int(params.get("sos_token", 0))) != 0:
             raise InputError(f"{where}: sos_token={token} cannot be loaded; 0 can")
         return 0
-    if target.endswith(("DummyCondStage", "ClassProvider")) or params.get("cond_stage_key") in ("class_label", "class"):
-        return min(1000, vocabulary)
+    if target.endswith("Labelator"):
+        return min(int((cond.get("params") or {}).get("n_classes", IMAGENET)), vocabulary)  # type: ignore[union-attr]
+    if target.endswith("DummyCondStage") and params.get("cond_stage_key") == "class_label":
+        return min(IMAGENET, vocabulary)
     raise InputError(
         f"{where}: a prior that is told of {params.get('cond_stage_key', target)!r} by {target or 'another network'} cannot be "
         "loaded; one of class labels, or of nothing, can"
