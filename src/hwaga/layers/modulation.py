@@ -91,7 +91,7 @@ class EqualConv2d(nn.Module):
         weight = self.weight * (1 / math.sqrt(self.weight[0].numel()))
         x = convolve(x, weight, up=self.up, down=self.down, taps=self.taps)
         if self.bias is not None:
-            x = x + self.bias[:, None, None]
+            x = x + self.bias[:, None, None].to(x.dtype)
         return activate(x, self.activation, gain, self.clamp)
 
 

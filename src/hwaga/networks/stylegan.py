@@ -154,7 +154,7 @@ class Mapping(nn.Module):
     def follow(self, w: Float[Tensor, "n w"]) -> None:
         """Moves the mean of w towards that of a batch."""
         if self.config.w_avg_beta is not None:
-            self.w_avg.copy_(w.mean(0).lerp(self.w_avg, self.config.w_avg_beta))
+            self.w_avg.copy_(w.mean(0).to(self.w_avg.dtype).lerp(self.w_avg, self.config.w_avg_beta))
 
     def truncate(
         self, ws: Float[Tensor, "n l w"], truncation: float | Tensor = 1.0, cutoff: int | None = None
@@ -201,8 +201,8 @@ class StyledConv(nn.Module):
             x = convolve(x, self.weight * (1 / math.sqrt(self.weight[0].numel())), up=self.up, taps=self.taps)
         if self.noise and noise != "none":
             drawn = self.noise_const if noise == "const" else noise(self.name, (len(x), 1, self.size, self.size))
-            x = x + drawn * self.noise_strength.reshape(-1, 1, 1)
-        x = activate(x + self.bias[:, None, None], "lrelu", gain, self.clamp)
+            x = x + (drawn * self.noise_strength.reshape(-1, 1, 1)).to(x.dtype)
+        x = activate(x + self.bias[:, None, None].to(x.dtype), "lrelu", gain, self.clamp)
         if not self.adain:
             return x
         scale, shift = style[:, :, None, None].chunk(2, dim=1)
@@ -227,7 +227,7 @@ class ToRGB(nn.Module):
     def forward(self, x: Tensor, w: Float[Tensor, "n w"]) -> Tensor:
         weight = self.weight * (1 / math.sqrt(self.weight.shape[1]))
         x = F.conv2d(x, weight) if self.affine is None else modulated(x, weight, self.affine(w), demodulate=False)
-        return activate(x + self.bias[:, None, None], "linear", clamp=self.clamp)
+        return activate(x + self.bias[:, None, None].to(x.dtype), "linear", clamp=self.clamp)
 
 
 class SynthesisBlock(nn.Module):

@@ -78,7 +78,10 @@ class AdaptiveAugmentation(nn.Module):
             self.signs.zero_()
 
     def forward(self, picture: Float[Tensor, "n c h w"], draw: Draw, name: str) -> Float[Tensor, "n c h w"]:
-        chance = Chances(self.p, draw, name, len(picture))
+        with torch.autocast(picture.device.type, enabled=False):  # places of pixels need all their digits
+            return self._changed(picture.float(), Chances(self.p, draw, name, len(picture)))
+
+    def _changed(self, picture: Tensor, chance: Chances) -> Tensor:
         if "blit" in self.config.groups:
             picture = blitted(picture, chance)
         if "geometry" in self.config.groups:

@@ -47,7 +47,7 @@ def path_lengths(
     do not depend on the picture's size. J^T y is the gradient of <picture, y>: J itself is never made."""
     weighted = y / math.sqrt(picture.shape[2] * picture.shape[3])
     (gradient,) = torch.autograd.grad((picture * weighted).sum(), ws, create_graph=True)
-    return gradient.square().sum(2).mean(1).sqrt()
+    return gradient.float().square().sum(2).mean(1).sqrt()
 
 
 def mixed(

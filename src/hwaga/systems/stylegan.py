@@ -38,7 +38,7 @@ from ..interfaces import Batch, Draw, Objective, Stage, Terms
 from ..networks.stylegan import DiscriminatorConfig, GeneratorConfig, LayerNoise, shrunk
 from ..networks.stylegan3 import AliasFreeConfig
 from ..objectives.ada import ALARMS, AdaConfig
-from ..objectives.adversarial import discriminator_loss, generator_loss, r1_penalty
+from ..objectives.adversarial import discriminator_loss, full, generator_loss, r1_penalty
 from ..objectives.style import PathLength, mixed
 from . import stylegan_editing as editing
 from .base import About, Request, System, number
@@ -75,6 +75,13 @@ class StyleGANConfig(BaseModel, frozen=True, extra="forbid"):
     growing: GrowingConfig | None = None
     truncation: float = Field(1.0, ge=-10, le=10, description="what a call of `sample` that says nothing does")
     noise_mode: NoiseMode = "const"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stylegan2_unless_told(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and isinstance(value.get("generator"), Mapping):
+            return {**value, "generator": {"kind": "stylegan2", **value["generator"]}}
+        return value
 
     @model_validator(mode="after")
     def _agrees(self) -> StyleGANConfig:
@@ -239,7 +246,7 @@ class StyleGAN(System):
     def _judged(self, picture: Tensor, label: Tensor | None, draw: Draw, name: str) -> Float[Tensor, " n"]:
         if self.augment is not None:
             picture = self.augment(picture, draw, name)
-        return self.networks["discriminator"](picture, label if self.config.labels else None)
+        return full(self.networks["discriminator"](picture, label if self.config.labels else None))
 
     def _grow(self, step: int) -> None:
         if self.config.growing is not None:
