@@ -185,9 +185,11 @@ def transformed(x: Float[Tensor, "n c h w"], back: Float[Tensor, "n 2 2"], offse
     edge = (k - 1) // 2  # what the filter takes on the way back
     down = torch.arange(2 * height + 2 * edge, device=x.device, dtype=x.dtype) - (height + edge - 0.5)
     right = torch.arange(2 * width + 2 * edge, device=x.device, dtype=x.dtype) - (width + edge - 0.5)
-    at = torch.stack(torch.broadcast_tensors(right[None, :], down[:, None]), dim=-1) / 2  # in pixels, (h', w', 2)
+    # the filter's centre of mass is not its middle: the larger picture stands by so much aside, in and out alike
+    aside = sum(i * tap for i, tap in enumerate(SYMLET)) / sum(SYMLET) - (k - 1) / 2
+    at = (torch.stack(torch.broadcast_tensors(right[None, :], down[:, None]), dim=-1) - aside) / 2  # in pixels, (h', w', 2)
     where = torch.einsum("nij,hwj->nhwi", back, at) + offset[:, None, None]
-    grid = where * x.new_tensor([2 / width, 2 / height])
+    grid = (where + aside / 2) * x.new_tensor([2 / width, 2 / height])
     read: Tensor = _Read.apply(large, grid)
     return resample(read, low[::-1], down=2)
 
