@@ -36,7 +36,7 @@ from . import tiling
 from .autoencoder import CodecConfig, Decoder, Encoder, ends
 from .tiling import Tiling
 
-BLOCK_BYTES = 2**25  # of distances at a time: a lookup of any size takes little more memory than that
+BLOCK_BYTES = {"cpu": 2**23, "cuda": 2**28}  # of distances at a time: a lookup of any size takes little more memory
 _GROUP = 64  # distances of which the least is found before they are looked at one by one
 
 
@@ -122,7 +122,7 @@ def nearest(vectors: Float[Tensor, "n d"], book: Float[Tensor, "k d"]) -> Int[Te
     squares = pad(book.float().square().sum(1), (0, blank), value=math.inf)
     rows = pad(book.float(), (0, 0, 0, blank)).T
     found = torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)
-    size = max(1, BLOCK_BYTES // (4 * len(squares)))
+    size = max(1, BLOCK_BYTES.get(vectors.device.type, 2**25) // (4 * len(squares)))
     for start in range(0, len(vectors), size):
         part = vectors[start : start + size].float()
         with torch.autocast(vectors.device.type, enabled=False):

@@ -107,7 +107,7 @@ class VQGAN(System):
         "temperature": "below 1 the prior is bolder, 1 is its own, 0 takes the likeliest code alone",
         "top_k": "only the k likeliest codes are drawn from",
         "top_p": "only the likeliest codes that together have this probability are drawn from",
-        "reconstruct": "true paints image= as it comes back from its codes",
+        "reconstruct": "true paints image= (one or several) as it comes back from its codes",
         "codebook": "true paints the codebook, each code alone; with image= those that it uses",
     }
     formats = ("diffusers",)
@@ -261,9 +261,11 @@ class VQGAN(System):
         return size[0] // self.factor(), size[1] // self.factor()
 
     def _codes_of_image(self, request: Request) -> Tensor:
-        """(1, y, x)."""
-        picture = fitted("image", request.inputs["image"], request.size)
-        return self.latents_of(to_inside(picture).to(request.device))
+        """(1, y, x); of several pictures those of this batch."""
+        image = request.inputs["image"]
+        several = [image[i] for i in request.pictures] if isinstance(image, (list, tuple)) else [image]
+        pictures = torch.cat([fitted("image", one, request.size) for one in several])
+        return self.latents_of(to_inside(pictures).to(request.device))
 
     def _known(self, request: Request, grid: tuple[int, int]) -> Tensor:
         """(n, y x): the picture's codes, -1 where one is drawn anew: wherever the mask touches its pixels."""
@@ -300,8 +302,16 @@ class VQGAN(System):
     def factor(self) -> int:
         return self.config.autoencoder.factor
 
+    def how_many(self, n: int, given: Mapping[str, Any]) -> int:
+        image = given.get("image")
+        return len(image) if given.get("reconstruct") and isinstance(image, (list, tuple)) and image else n
+
     def check(self, request: Request) -> None:
         given = request.inputs
+        if isinstance(given.get("image"), (list, tuple)) and not given.get("reconstruct"):
+            raise InputError(
+                f"image= has {len(given['image'])} pictures; only reconstruct=true takes several, give one"
+            )
         for name in ("reconstruct", "codebook"):
             if name in given and not isinstance(given[name], bool):
                 raise InputError(f"{name}={given[name]!r}: true or false is needed")
