@@ -28,7 +28,7 @@ from ..layers.conv import Conv2d
 Rows = Callable[[int, int], Tensor]
 """rows(a, b): the rows a ... b - 1 of a map (1, c, h, w)."""
 
-STRIP = 2**25  # bytes of a strip of a map, about
+STRIP = 2**24  # bytes of a strip of a map, about
 SMALL = 2**27  # a level whose largest map has fewer bytes is run as it is
 
 
@@ -185,7 +185,7 @@ def _encode_strips(encoder: Any, image: Tensor) -> Tensor:
 def _last_layers(network: Any, x: Tensor, shuffle: Any) -> Tensor:
     source = _Map(x)
     norm = _gathered(network.conv_norm_out, source)
-    out = _through(network.conv_out, _Mapped(source, lambda rows: silu(norm(rows))))
+    out = _through(network.conv_out, _Mapped(source, lambda rows: silu(norm(rows), inplace=True)))
     patch = network.config.patch
     return shuffle(out, patch) if shuffle is not None and patch > 1 else out
 
@@ -261,7 +261,7 @@ def _resnet(block: Any, source: _Map) -> Tensor:
     for a, b in _strips(source):
         top, bottom = max(0, a - 1), min(source.height, b + 1)
         rows = source(top, bottom)
-        part = block.conv1(silu(norm(rows)))[:, :, a - top : a - top + b - a]
+        part = block.conv1(silu(norm(rows), inplace=True))[:, :, a - top : a - top + b - a]
         inner = _held(inner, part, source)
         inner[:, :, a:b] = part
         if not in_place:
@@ -275,7 +275,7 @@ def _resnet(block: Any, source: _Map) -> Tensor:
     held = _Map(inner)
     norm2 = _gathered(block.norm2, held)
     for a, b in _strips(held):
-        result[:, :, a:b] += _rows(block.conv2, lambda i, j: silu(norm2(held(i, j))), a, b, held.height)
+        result[:, :, a:b] += _rows(block.conv2, lambda i, j: silu(norm2(held(i, j)), inplace=True), a, b, held.height)
     return result
 
 
