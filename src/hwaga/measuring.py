@@ -36,6 +36,9 @@ def measure(
     if "bits" in metrics and not getattr(painter, "tells_bits", False):
         who = painter.title if painter is not None else "a folder of pictures"
         raise InputError(f"metric 'bits' is a likelihood, and {who} has none; leave it out")
+    if "codes" in metrics and not hasattr(painter, "codebook_use"):
+        who = painter.title if painter is not None else "a folder of pictures"
+        raise InputError(f"metric 'codes' is the use of a codebook, and {who} has none; leave it out")
     config = _data_config(reference, samples, painter)
     real = reference if isinstance(reference, Dataset) else open_data(config, split)
     if len(real) < 2:
@@ -63,6 +66,9 @@ def measure(
         values, told = _bits(painter, real, seed, progress)
         found.values.update(values)
         found.card["bits"] = told
+    if "codes" in metrics:
+        found.values.update(_codes(painter, real))
+        found.card["codes"] = {"pictures": len(real)}
     return found
 
 
@@ -75,6 +81,14 @@ def _bits(painter: Any, real: Dataset, seed: int, progress: Any) -> tuple[dict[s
     labels = None if real.labels is None or not painter.label_count() else torch.from_numpy(real.labels[chosen])
     found, indices = painter.bits(image, labels, seed, BITS_INDICES, progress)
     return {k: float(v.mean()) for k, v in found.named().items()}, {"pictures": len(chosen), "indices": indices}
+
+
+def _codes(painter: Any, real: Dataset) -> dict[str, float]:
+    """How many codes the real pictures have, their share of all, and the perplexity."""
+    import torch
+
+    used: dict[str, float] = painter.codebook_use(torch.from_numpy(real.pixels(np.arange(len(real)))).float() / 255)
+    return used
 
 
 def _painter(samples: Any) -> Any:

@@ -1,6 +1,8 @@
 """VQGAN's public files: VQModel folders against the public class, original checkpoints with their YAML, what is refused."""
 
 import json
+import sys
+import types
 
 import pytest
 import torch
@@ -141,6 +143,39 @@ def test_a_checkpoint_without_its_yaml_is_refused_with_the_name_of_the_missing_f
     file = write(tmp_path / "net.ckpt", whole(tokenizer(), gpt()), None)
     with pytest.raises(InputError, match=r"net\.yaml"):
         hwaga.load(file)
+
+
+@pytest.fixture
+def lightning(monkeypatch):
+    """The class whose name old checkpoints hold; gone again when they are read."""
+    modules = [types.ModuleType(".".join(LIGHTNING[:k])) for k in range(1, 4)]
+    for module in modules:
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    modules[-1].ModelCheckpoint = type("ModelCheckpoint", (), {"__module__": modules[-1].__name__})
+    return modules[-1].ModelCheckpoint
+
+
+LIGHTNING = ("pytorch_lightning", "callbacks", "model_checkpoint")
+
+
+def test_a_checkpoint_that_names_classes_of_its_trainer_is_read_without_them(lightning, tmp_path, monkeypatch):
+    file = write(
+        tmp_path / "a.ckpt", original(tokenizer()), settings(), callbacks={lightning: {"best": torch.ones(())}}
+    )
+    for k in range(1, 4):
+        monkeypatch.delitem(sys.modules, ".".join(LIGHTNING[:k]))
+    assert hwaga.load(file, device="cpu", dtype="float32").encode(pictures()).shape == (2, 8, 8)
+
+
+def test_a_checkpoint_with_any_other_class_is_refused_and_nothing_of_it_runs(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (exec, (f"open({str(tmp_path / 'ran')!r}, 'w')",))
+
+    file = write(tmp_path / "a.ckpt", original(tokenizer()), settings(), extra=Evil())
+    with pytest.raises(InputError, match="holds more than tensors"):
+        hwaga.load(file)
+    assert not (tmp_path / "ran").exists()
 
 
 def changed(model, key, value):

@@ -118,6 +118,27 @@ def read_folder(folder: str | Path, stems: tuple[str, ...]) -> Mapped | dict[str
     )
 
 
+INERT = (
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "pytorch_lightning.callbacks.lr_logger.LearningRateLogger",
+    "pytorch_lightning.callbacks.lr_monitor.LearningRateMonitor",
+    "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
+    "main.ImageLogger",
+    "main.SetupCallback",
+    "main.CUDACallback",
+)
+"""Classes whose names old checkpoints of PyTorch Lightning hold as keys beside the weights; nothing of them is needed, and an
+empty class stands in for each."""
+
+
+class _Inert:
+    """Stands for a class of `INERT`: takes anything and does nothing."""
+
+    def __init__(self, *args: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
 def read_pickled(file: str | Path) -> dict[str, Tensor]:
     """The tensors of a file written by torch.save. Nothing in it is executed: anything but tensors and plain data is refused."""
     import pickle
@@ -127,7 +148,8 @@ def read_pickled(file: str | Path) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols: a refusal says it better
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+            with torch.serialization.safe_globals([(_Inert, name) for name in INERT]):
+                content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except FileNotFoundError:
         raise InputError(f"{file} is missing") from None
     except pickle.UnpicklingError as error:
