@@ -102,7 +102,8 @@ def stylegan2(public, classes=0, clamp=None):
         return attributes.get(path, {})
 
     d = written(system.networks["discriminator"], public, says=lambda path: says(path) or {})
-    d.state["_modules"]["b4"].state["_modules"]["mbstd"] = Persistent(d.reconstruct, "MinibatchStdLayer", {"group_size": 4, "num_channels": 1})
+    deviation = Persistent(d.reconstruct, "MinibatchStdLayer", {"group_size": 4, "num_channels": 1})
+    d.state["_modules"]["b4"].state["_modules"]["mbstd"] = deviation
     g = written(system.generator, public, says=says)
     easy = public["dnnlib.util"].EasyDict
     return system, {"G": g, "D": d, "G_ema": g, "augment_pipe": None, "training_set_kwargs": easy(path="x", use_labels=False)}
@@ -225,7 +226,8 @@ def test_opcodes_that_are_not_on_the_list_are_refused_by_name(tmp_path, data, na
 
 def test_a_state_that_would_change_a_class_or_a_function_is_refused(tmp_path):
     """BUILD writes into an object's attributes: only tables, arrays and tensors have any here."""
-    for module, name in (("torch_utils.persistence", "_reconstruct_persistent_obj"), ("dnnlib.util", "EasyDict"), ("torch", "Size")):
+    listed = (("torch_utils.persistence", "_reconstruct_persistent_obj"), ("dnnlib.util", "EasyDict"), ("torch", "Size"))
+    for module, name in listed:
         path = tmp_path / "build.pkl"
         path.write_bytes(f"\x80\x02c{module}\n{name}\n}}X\x01\x00\x00\x00aX\x01\x00\x00\x00bsb.".encode("latin1"))
         with pytest.raises(InputError, match="gives a state to"):

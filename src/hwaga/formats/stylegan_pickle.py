@@ -107,7 +107,11 @@ def _rebuilt(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> T
         raise pickle.UnpicklingError("a tensor of this file has no storage")
     size, stride = tuple(map(int, size)), tuple(map(int, stride))
     last = int(offset) + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) if 0 not in size else -1
-    if int(offset) < 0 or min((*size, *stride, 0)) < 0 or last >= storage._untyped_storage.nbytes() // storage.dtype.itemsize:
+    if (
+        int(offset) < 0
+        or min((*size, *stride, 0)) < 0
+        or last >= storage._untyped_storage.nbytes() // storage.dtype.itemsize
+    ):
         raise pickle.UnpicklingError("a tensor of this file reaches beyond its storage")
     return torch.empty(0, dtype=storage.dtype).set_(storage._untyped_storage, int(offset), size, stride).clone()  # type: ignore[call-overload]
 
@@ -218,9 +222,9 @@ class _Restricted(pickle._Unpickler):
         elif not isinstance(owner, Tensor):
             raise pickle.UnpicklingError(f"it gives a state to {type(owner).__name__}, which has none")
 
-    dispatch[pickle.REDUCE[0]] = load_reduce
-    dispatch[pickle.NEWOBJ[0]] = load_newobj
-    dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.REDUCE[0]] = load_reduce  # type: ignore[assignment]
+    dispatch[pickle.NEWOBJ[0]] = load_newobj  # type: ignore[assignment]
+    dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
 
 
 def _array_of(state: Any) -> np.ndarray:

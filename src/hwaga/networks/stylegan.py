@@ -123,6 +123,8 @@ class Network(nn.Module):
 class Mapping(nn.Module):
     """z (n, z), class -> w (n, w), through `layers` fully connected ones. Without z (in D), class -> vector."""
 
+    w_avg: Tensor
+
     def __init__(self, config: MappingConfig, z_dim: int, classes: int, w_dim: int) -> None:
         super().__init__()
         self.config, self.z_dim, self.classes = config, z_dim, classes
@@ -169,6 +171,8 @@ class Mapping(nn.Module):
 
 class StyledConv(nn.Module):
     """A convolution in a style: its kernel modulated and demodulated (or instance norm and the style), noise, leaky ReLU."""
+
+    noise_const: Tensor
 
     def __init__(self, config: GeneratorConfig, name: str, inputs: int, outputs: int, size: int, up: int) -> None:
         super().__init__()
@@ -273,6 +277,8 @@ class SynthesisBlock(nn.Module):
 class Synthesis(nn.Module):
     """Styles (n, num_ws, w) -> pictures (n, 3, r, r) in about [-1, 1]."""
 
+    level: Tensor
+
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.config = config
@@ -287,7 +293,9 @@ class Synthesis(nn.Module):
 
     def forward(self, ws: Float[Tensor, "n l w"], noise: LayerNoise = "const") -> Float[Tensor, "n c r r"]:
         level = float(self.level) if self.config.growing else len(self.config.channels) - 1.0
-        styles, x, picture, at = ws.unbind(1), None, None, 0
+        styles, at = ws.unbind(1), 0
+        x: Tensor | None = None
+        picture: Tensor | None = None
         for i in range(math.ceil(level) + 1):
             block = getattr(self, f"b{4 * 2**i}")
             x = block(x, styles[at : at + block.styles], noise)
@@ -381,6 +389,8 @@ def batch_deviation(x: Float[Tensor, "n c h w"], group: int, channels: int) -> F
 
 class Discriminator(Network):
     """Pictures (n, 3, r, r) in [-1, 1] [and a class] -> logits (n,): how real they look."""
+
+    level: Tensor
 
     def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()

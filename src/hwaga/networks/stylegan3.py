@@ -95,6 +95,10 @@ def specification(config: AliasFreeConfig) -> list[Band]:
 class FourierInput(nn.Module):
     """Sines of random frequencies below the band's cutoff, over a plane that w turns and moves."""
 
+    transform: Tensor
+    freqs: Tensor
+    phases: Tensor
+
     def __init__(self, config: AliasFreeConfig, band: Band) -> None:
         super().__init__()
         self.band = band
@@ -137,6 +141,10 @@ class FourierInput(nn.Module):
 class AliasFreeLayer(nn.Module):
     """A modulated convolution, then a leaky ReLU between two low-pass filters; or, as the last, colours."""
 
+    magnitude_ema: Tensor
+    up_filter: Tensor
+    down_filter: Tensor
+
     def __init__(self, config: AliasFreeConfig, i: int, before: Band, band: Band) -> None:
         super().__init__()
         self.colours = i == config.layers
@@ -175,7 +183,8 @@ class AliasFreeLayer(nn.Module):
                 self.down_filter.copy_(make(taps_down, self.band.cutoff, 2 * self.band.half_width, rate))
 
     def forward(self, x: Float[Tensor, "n i y x"], w: Float[Tensor, "n w"]) -> Float[Tensor, "n o s s"]:
-        style, weight = self.affine(w), self.weight
+        style: Tensor = self.affine(w)
+        weight: Tensor = self.weight
         kernel = weight.shape[-1]
         gain = torch.rsqrt(self.magnitude_ema)
         if self.colours:

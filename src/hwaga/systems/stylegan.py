@@ -251,8 +251,9 @@ class StyleGAN(System):
     def _grow(self, step: int) -> None:
         if self.config.growing is not None:
             level = self.config.growing.level(step, len(self.config.generator.channels) - 1)
-            self.generator.synthesis.level.fill_(level)
-            self.networks["discriminator"].level.fill_(level)
+            grown: Any = (self.generator.synthesis, self.networks["discriminator"])
+            for network in grown:
+                network.level.fill_(level)
 
     def _seen(self, picture: Tensor) -> Tensor:
         """Real pictures at the size that the networks have grown to."""

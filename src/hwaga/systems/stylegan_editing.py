@@ -47,6 +47,7 @@ OWN = {
     "w": "a tensor (w), (n, w) or (n, layers, w) to paint instead of a new one, such as project gave",
 }
 GROUPS = ("coarse", "middle", "fine")
+PROJECTED = 200  # steps for each picture of a folder, where project= names no others
 ACTS = ("mix", "interpolate", "project", "direction", "w")
 
 
@@ -250,7 +251,7 @@ def _mean_w(system: StyleGAN, request: Request, name: str) -> Float[Tensor, "l w
     if (number_ := _class(system, name)) is not None:
         label = torch.full((1024,), number_, device=system.device)
         return _many_w(system, label).mean(0).expand(config.num_ws, -1)
-    steps = request.inputs.get("project", 200)
+    steps = request.inputs.get("project", PROJECTED)
     pictures = torch.cat([to_inside(fitted("direction", file, request.size)) for file in _files(name)])
     noise = from_seed(request.seed, range(len(pictures)), system.device)
     return project(system, pictures, steps, noise=noise).mean(0)
@@ -302,11 +303,11 @@ def project(
     g, n = system.generator, len(pictures)
     pictures = pictures.to(system.device, system.dtype)
     known = _many_w(system, None if label is None else label[:1].to(system.device).expand(1024))
-    deviation = (known - known.mean(0)).square().sum(1).mean().sqrt()
+    deviation = float((known - known.mean(0)).detach().square().sum(1).mean().sqrt())
     distance = _distance(pictures)
     layers = g.config.num_ws if every_layer else 1
     with torch.enable_grad():
-        w = known.mean(0).expand(n, layers, -1).clone().requires_grad_(True)
+        w = known.detach().mean(0).expand(n, layers, -1).clone().requires_grad_(True)
         adam = torch.optim.Adam([w], lr=rate, betas=(0.9, 0.999))
         for k in range(steps):
             t = k / steps
