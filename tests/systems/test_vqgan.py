@@ -376,3 +376,51 @@ def test_it_is_listed_with_its_stages_and_keywords():
     assert told["stages"] == ["tokenizer", "prior"] and {"temperature", "top_k", "top_p", "reconstruct"} <= set(
         told["own"]
     )
+
+
+def test_a_recipe_trains_both_stages_and_leaves_a_model_that_paints(tmp_path):
+    import hwaga
+
+    recipe = {
+        "system": "vqgan",
+        "model": {
+            "labels": True,
+            "autoencoder": {
+                "channels": [8, 8], "attention": None, "blocks": 1, "groups": 4, "latent_channels": 8, "patch": 2,
+                "quantizer": {"codes": 16, "width": 4, "cosine": True, "update": "average", "restart": 0.05},
+            },
+            "discriminator": {"width": 8, "layers": 1, "norm": "group", "groups": 4},
+            "prior": {"width": 16, "heads": 2, "depth": 1},
+            "loss": {"perceptual": "openmoji/perceptual"},
+            "adversary": {"begins": 1},
+        },
+        "data": {"source": "digits", "size": 16},
+        "training": {
+            "batch_size": 4, "preview": 4, "held_out_pictures": 8, "dtype": "float32", "checkpoint_every": 2,
+            "tokenizer": {"steps": 2}, "prior": {"steps": 2, "batch_size": 8},
+        },
+    }  # fmt: skip
+    run = hwaga.train(recipe, out=tmp_path / "run", progress=False)
+    assert (tmp_path / "run" / "samples" / "step-2.png").is_file() and (
+        tmp_path / "run" / "samples" / "step-4.png"
+    ).is_file()
+    model = run.load()
+    assert paint(model, label=3).shape == (1, 3, 16, 16)
+    longer = hwaga.resume(tmp_path / "run", {"training.prior.steps": 3}, progress=False)
+    before, after = model.tokenizer.state_dict(), longer.load().tokenizer.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before)  # the first stage is done
+    taken = {**recipe, "components": {"autoencoder": str(tmp_path / "run")}}
+    again = hwaga.train(taken, out=tmp_path / "again", progress=False, overrides={"training.prior.steps": 1})
+    kept = again.load().tokenizer.state_dict()
+    assert (
+        all(torch.equal(before[k], kept[k]) for k in before)
+        and not (tmp_path / "again" / "samples" / "step-2.png").exists()
+    )
+    assert "autoencoder" in hwaga.running.plan(recipe, timed=False).parameters
+
+
+def test_the_use_of_codes_is_a_metric_of_tokenizers_alone():
+    import hwaga
+
+    with pytest.raises(InputError, match="a folder of pictures has none"):
+        hwaga.evaluate(torch.rand(4, 3, 16, 16), "digits", metrics=("codes",))
