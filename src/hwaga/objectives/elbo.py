@@ -139,13 +139,11 @@ def health(mean: Tensor, kl: Float[Tensor, "n d"]) -> dict[str, Tensor]:
     A dimension is active where its mean varies over pictures by more than 0.01 (Burda et al. 2016, section 5.2).
     """
     each = kl.mean(0)
-    spread = mean.flatten(1).float().var(0, correction=0)
-    return {
-        "kl_a_dimension": each.mean(),
-        "kl_largest": each.max(),
-        "active_units": (spread > 0.01).float().sum(),
-        "active_share": (spread > 0.01).float().mean(),
-    }
+    found = {"kl_a_dimension": each.mean(), "kl_largest": each.max()}
+    if len(mean) > 1:  # one picture alone varies in nothing
+        active = (mean.flatten(1).float().var(0, correction=0) > 0.01).float()
+        found |= {"active_units": active.sum(), "active_share": active.mean()}
+    return found
 
 
 def collapsed(rows: Sequence[Mapping[str, float]]) -> str | None:

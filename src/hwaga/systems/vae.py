@@ -35,6 +35,7 @@ from ..networks.vae import ConvVAEConfig
 from ..objectives import elbo
 from ..objectives.adversarial import Kind as Game
 from ..objectives.adversarial import adaptive_weight, discriminator_loss, generator_loss
+from ..samplers.noise import from_seed
 from . import latent_walks as walks
 from .base import About, Request, System
 from .pictures import to_inside
@@ -174,9 +175,7 @@ class VAE(System):
             objectives.append(judge)
             rate = adversary.learning_rate
             optimizers = {"discriminator": {"betas": (0.5, 0.9), **({"learning_rate": rate} if rate else {})}}
-        whole = config.free_bits > 0 or adversary is not None and (
-            adversary.adaptive or adversary.network.needs_whole_batch
-        )  # fmt: skip
+        game = adversary is not None and (adversary.adaptive or adversary.network.needs_whole_batch)
         return [
             Stage(
                 name="autoencoder",
@@ -188,7 +187,7 @@ class VAE(System):
                 alarms=[elbo.collapsed] if config.posterior == "gaussian" and config.beta > 0 else [],
                 shows=None if config.network.kind == "vector" and config.posterior == "gaussian" else self._beside,
                 measures=None if config.scaling == "none" else self._measured,
-                batch_statistics=whole,
+                batch_statistics=config.free_bits > 0 or game,
                 game=adversary is not None,
             )
         ]
@@ -277,8 +276,7 @@ class VAE(System):
         values, count = [], 0
         for batch in batches:
             mean = self.autoencoder.posterior(batch.image, self._label(batch.label)).mean
-            values.append(mean.detach().double().cpu().flatten(2).transpose(0, 1).flatten(1) if mean.dim() > 2
-                          else mean.detach().double().cpu().T)  # fmt: skip
+            values.append(mean.detach().double().cpu().transpose(0, 1).flatten(1))
             count += len(batch)
             if count >= self.config.scaling_pictures:
                 break
@@ -379,8 +377,6 @@ class VAE(System):
         label = self._or_null(label, len(x))
         q = self.autoencoder.posterior(x.to(self.dtype), label)
         mean, log_variance = q.mean.float(), q.log_variance.float()
-        from ..samplers.noise import from_seed
-
         noise = from_seed(seed, range(len(x)), self.device)
         surprises, weights = [], []
         for k in range(samples):
