@@ -117,6 +117,33 @@ def test_an_original_transformer_paints_and_is_told_labels_where_its_yaml_says_s
     assert labelled.sample(label=3, output="tensor", progress=False).shape == (1, 3, 16, 16)
 
 
+@pytest.mark.parametrize("kind", ["picture", "coordinates"])
+def test_a_prior_that_is_told_more_than_a_label_paints_windows_too(kind, tmp_path):
+    network, second = tokenizer(), seeded(VQModelConfig(**SIZES, in_channels=1, quantizer={"codes": 20, "width": 4}), 7)
+    cond = {"target": "taming.modules.misc.coord.CoordStage", "params": {"n_embed": 16, "down_factor": 2}}
+    tensors = whole(network, seeded(GPTConfig(vocabulary=20, length=128, width=16, heads=2, depth=2)))
+    if kind == "picture":
+        cond = json.loads(json.dumps(settings()))
+        cond["params"] |= {"n_embed": 20, "embed_dim": 4, "ddconfig": {**DD, "in_channels": 1, "out_ch": 1}}
+        tensors |= {f"cond_stage_model.{name}": value for name, value in to_ldm(second.state_dict(), 2).items()}
+    model = whole_settings(cond_stage_config=cond)
+    model["params"]["transformer_config"]["params"]["block_size"] = 128
+    loaded = hwaga.load(write(tmp_path / "net.ckpt", tensors, model), device="cpu", dtype="float32")
+    control = {"control": pictures(1)[0]} if kind == "picture" else {}
+    call = {"output": "tensor", "progress": False, "seed": 0, "n": 2}
+    painted = loaded.sample(**call, **control)
+    wide = {"control": torch.nn.functional.pad(control["control"], (0, 4))} if control else {}
+    assert painted.shape == (2, 3, 16, 16) and loaded.sample(**call, **wide, size=(16, 20)).shape == (2, 3, 16, 20)
+    if kind == "coordinates":
+        assert loaded._coordinates((16, 16))[0, :, 0].tolist() == [
+            round(16 * (16 * (2 * i + 0.5) + 0.5) / 256) for i in range(8)
+        ]
+    else:
+        assert not torch.equal(painted, loaded.sample(**call, control=1 - control["control"]))
+    with pytest.raises(InputError, match="control="):
+        loaded.sample(**call, **({} if control else {"control": pictures(1)[0]}))
+
+
 def test_a_release_is_a_folder_with_checkpoints_and_configs(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "configs").mkdir()
@@ -212,9 +239,10 @@ def test_a_yaml_that_does_not_fit_is_refused(key, value, words, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        ({"cond_stage_config": {"target": "taming.modules.misc.Boxes"}, "cond_stage_key": "boxes"}, "told of 'boxes'"),
         (
             {"cond_stage_config": {"target": "taming.models.vqgan.VQModel"}, "cond_stage_key": "depth"},
-            "told of 'depth'",
+            "ddconfig is missing",
         ),
         ({"permuter_config": {"target": "taming.modules.transformer.permuter.ZCurve"}}, "permuter"),
         ({"first_stage_config": None}, "first_stage_config is missing"),

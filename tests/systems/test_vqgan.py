@@ -76,7 +76,7 @@ def test_the_prior_overfits_one_batch():
     optimizer = torch.optim.AdamW(prior.parameters(), 3e-3)
     losses = []
     for _ in range(120):
-        loss = next_tokens(prior, system._prefix(batch.label, 3), tokens).mean()
+        loss = next_tokens(prior, system._told(batch), tokens).mean()
         loss.backward()
         losses.append(loss.item())
         optimizer.step()

@@ -56,7 +56,7 @@ class Found:
     tensors: dict[str, Mapping[str, Tensor]]
     where: str
     size: tuple[int, int]
-    classes: int = 0  # labels that the prior is told
+    told: dict[str, int] = field(default_factory=dict)  # what the prior is told: classes, coordinates; how many
     layout: dict[str, Any] = field(default_factory=dict)
 
     def networks(self, dtype: torch.dtype, device: torch.device) -> dict[str, nn.Module]:
@@ -190,32 +190,47 @@ def _whole(params: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str,
             f"{yaml_file} describes a transformer of {prior.vocabulary} tokens and width {prior.width}, but {where} has {shape}: "
             "it is the YAML of another file"
         )
-    classes = _labels(params, prior.vocabulary, yaml_file)
     kept = [n for n in tensors if n.startswith("transformer.") and not n.endswith(".attn.mask")]
-    transformer = Renamed(tensors, {name.removeprefix("transformer."): name for name in kept})
+    configs: dict[str, Any] = {"autoencoder": config, "prior": prior}
+    parts = {"autoencoder": ours, "prior": Renamed(tensors, {name.removeprefix("transformer."): name for name in kept})}
+    told_of = _told(params, prior.vocabulary, yaml_file)
+    cond: Any = first if params.get("cond_stage_config") == "__is_first_stage__" else params.get("cond_stage_config")
+    if told_of is None:  # a second tokenizer
+        configs["condition"], parts["condition"] = _tokenizer(cond, tensors, COND, yaml_file)
+        if configs["condition"].in_channels not in (1, 3):
+            raise InputError(
+                f"{yaml_file}: the prior is told pictures of {configs['condition'].in_channels} channels, which cannot be given; "
+                "those of 1 or 3 can"
+            )
+    places = prior.length if told_of is not None and "coordinates" not in told_of else (prior.length + 1) // 2
     side = int(first["params"]["ddconfig"]["resolution"])
-    side = min(side, math.isqrt(prior.length) * config.factor)  # a square of codes for which it has places
-    return Found(
-        {"autoencoder": config, "prior": prior}, {"autoencoder": ours, "prior": transformer}, where, (side, side), classes,
-        {"dtype": stored(tensors)},
-    )  # fmt: skip
+    side = min(side, math.isqrt(places) * config.factor)  # a square of codes for which it has places
+    layout = {"dtype": stored(tensors)}
+    return Found(configs, parts, where, (side, side), told_of or {}, layout)
 
 
-def _labels(params: Mapping[str, Any], vocabulary: int, where: str) -> int:
-    """How many labels the prior is told: 0 where a row begins with token 0."""
+def _told(params: Mapping[str, Any], vocabulary: int, where: str) -> dict[str, int] | None:
+    """What the prior is told: {} nothing (a row begins with token 0), classes, coordinates; None: a second picture."""
     cond = params.get("cond_stage_config", "__is_unconditional__")
     target = cond.get("target", "") if isinstance(cond, Mapping) else str(cond)
+    inner: Any = (cond.get("params") or {}) if isinstance(cond, Mapping) else {}
     if params.get("unconditional") or target == "__is_unconditional__" or target.endswith("SOSProvider"):
         if (token := int(params.get("sos_token", 0))) != 0:
             raise InputError(f"{where}: sos_token={token} cannot be loaded; 0 can")
-        return 0
+        return {}
+    if int(params.get("downsample_cond_size", -1)) != -1:
+        raise InputError(f"{where}: downsample_cond_size={params['downsample_cond_size']} cannot be loaded; -1 can")
     if target.endswith("Labelator"):
-        return min(int((cond.get("params") or {}).get("n_classes", IMAGENET)), vocabulary)  # type: ignore[union-attr]
+        return {"classes": min(int(inner.get("n_classes", IMAGENET)), vocabulary)}
     if target.endswith("DummyCondStage") and params.get("cond_stage_key") == "class_label":
-        return min(IMAGENET, vocabulary)
+        return {"classes": min(IMAGENET, vocabulary)}
+    if target.endswith("CoordStage"):
+        return {"coordinates": int(inner.get("n_embed", vocabulary))}
+    if target == "__is_first_stage__" or target.endswith(("vqgan.VQModel", "vqgan.GumbelVQ")):
+        return None
     raise InputError(
         f"{where}: a prior that is told of {params.get('cond_stage_key', target)!r} by {target or 'another network'} cannot be "
-        "loaded; one of class labels, or of nothing, can"
+        "loaded; one that is told labels, coordinates, a second picture, or nothing can"
     )
 
 

@@ -76,18 +76,17 @@ def sample_tokens(
     return tokens
 
 
-def reading(
-    network: Any, prefix: Int[Tensor, "n p"], grid: tuple[int, int], window: tuple[int, int]
-) -> NextLogits:  # fmt: skip
+def reading(network: Any, prefix: Tensor, grid: tuple[int, int], window: tuple[int, int]) -> NextLogits:
     """`next_logits` of a network that reads rows of a grid of tokens behind a prefix, first row first.
 
+    prefix: (n, p) what every row begins with, or (n, y, x) a grid of conditions, of which it is what lies in the window.
     network(tokens, cache) -> logits, network.cache(rows, length) an empty cache. A grid no larger than `window`, which the
     network was trained on, is read through once: one pass of one token a place. Of a larger one the network sees the window
     around a place, as central as the borders let it, and reads it anew where the window moves.
     Source: Esser et al. 2021, section 3.2 (sliding attention window).
     """
     height, width = min(grid[0], window[0]), min(grid[1], window[1])
-    room = prefix.shape[1] + height * width
+    room = height * width + (prefix.shape[1] if prefix.dim() == 2 else height * width)
     state: dict[str, Any] = {"origin": None, "cache": None, "read": 0}
 
     def next_logits(tokens: Tensor) -> Tensor:
@@ -99,7 +98,8 @@ def reading(
         seen = tokens[:, places[: (i - top) * width + j - left]]
         if state["origin"] != (top, left) or state["read"] != seen.shape[1] - 1:
             state.update(origin=(top, left), cache=network.cache(n, room))
-            new = torch.cat([prefix, seen], dim=1)
+            told = prefix if prefix.dim() == 2 else prefix[:, top : top + height, left : left + width].flatten(1)
+            new = torch.cat([told, seen], dim=1)
         else:
             new = seen[:, -1:]
         state["read"] = seen.shape[1]

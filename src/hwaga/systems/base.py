@@ -32,7 +32,7 @@ from ..samplers.noise import from_seed, replayed, stream
 from .pictures import read_picture, read_pictures, to_inside, to_pil
 from .sources import kept
 
-INPUTS = ("label", "image", "mask", "strength", "fit_image", "keep_unmasked")  # what a request keeps as it was given
+INPUTS = ("label", "image", "mask", "strength", "fit_image", "keep_unmasked", "control")  # kept as they were given
 COMMON = ("n", "size", "seed", "noise", "callback", "output", "progress")  # what every system takes
 
 

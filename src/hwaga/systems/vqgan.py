@@ -27,7 +27,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from torch import Tensor
-from torch.nn.functional import interpolate, max_pool2d
+from torch.nn.functional import avg_pool2d, interpolate, max_pool2d
 
 from ..errors import InputError
 from ..formats import vqgan as public
@@ -77,6 +77,12 @@ class VQGANConfig(BaseModel, frozen=True, extra="forbid"):
     prior: GPTConfig | None = Field(GPTConfig(), description="null: a tokenizer alone")
     labels: bool = Field(False, description="the prior is told the data's labels")
     classes: int = Field(0, ge=0, description="number of labels; follows from the data")
+    coordinates: int = Field(
+        0, ge=0, description="the prior is told where in a picture it is, in so many steps; 0: not"
+    )
+    condition: VQModelConfig | None = Field(
+        None, description="the prior is told a second picture (depth, say), by a tokenizer of its own"
+    )
     loss: LossConfig = LossConfig()
     adversary: AdversaryConfig = AdversaryConfig()
     keep: float = Field(1.0, gt=0, le=1, description="share of tokens that the prior reads as they are in training")
@@ -86,8 +92,15 @@ class VQGANConfig(BaseModel, frozen=True, extra="forbid"):
     def _agrees(self) -> VQGANConfig:
         if self.labels != (self.classes > 0):
             raise ValueError(f"labels={self.labels} with classes={self.classes}")
+        if sum((self.labels, self.coordinates > 0, self.condition is not None)) > 1:
+            raise ValueError("labels, coordinates and condition: the prior is told one of them")
+        if self.condition is not None and self.condition.factor != self.autoencoder.factor:
+            raise ValueError(
+                f"condition has {self.condition.factor} pixels a code, autoencoder {self.autoencoder.factor}"
+            )
         if self.prior is not None:
-            wanted = max(self.autoencoder.quantizer.codes, self.classes)
+            second = self.condition.quantizer.codes if self.condition is not None else self.coordinates
+            wanted = max(self.autoencoder.quantizer.codes, self.classes, second)
             if self.prior.vocabulary < wanted:
                 raise ValueError(
                     f"prior.vocabulary={self.prior.vocabulary}: {wanted} are needed, as codes and labels share the tokens"
@@ -102,7 +115,7 @@ class VQGAN(System):
     name, title, year = "vqgan", "VQGAN", 2021
     paper = "Taming Transformers for High-Resolution Image Synthesis (arXiv:2012.09841)"
     stage_names = ("tokenizer", "prior")
-    takes = ("label", "image", "mask", "fit_image", "keep_unmasked")
+    takes = ("label", "image", "mask", "fit_image", "keep_unmasked", "control")
     own = {
         "temperature": "below 1 the prior is bolder, 1 is its own, 0 takes the likeliest code alone",
         "top_k": "only the k likeliest codes are drawn from",
@@ -118,7 +131,10 @@ class VQGAN(System):
 
     @classmethod
     def network_configs(cls, config: VQGANConfig) -> dict[str, Any]:
-        parts = {"autoencoder": config.autoencoder, "discriminator": config.discriminator, "prior": config.prior}
+        parts = {
+            "autoencoder": config.autoencoder, "condition": config.condition, "discriminator": config.discriminator,
+            "prior": config.prior,
+        }  # fmt: skip
         return {name: part for name, part in parts.items() if part is not None}
 
     @classmethod
@@ -134,7 +150,11 @@ class VQGAN(System):
         prior = config.get("prior", {})
         if prior is not None:
             places = (size[0] // tokenizer.factor) * (size[1] // tokenizer.factor)
-            room = {"vocabulary": max(tokenizer.quantizer.codes, config.get("classes", 0)), "length": places}
+            told = max(config.get("classes", 0), config.get("coordinates", 0))
+            room = {
+                "vocabulary": max(tokenizer.quantizer.codes, told),
+                "length": 2 * places - 1 if config.get("coordinates") or config.get("condition") else places,
+            }
             config = {**config, "prior": {**room, **prior}}
         return config
 
@@ -208,24 +228,46 @@ class VQGAN(System):
         if self.config.keep < 1:
             other = draw.integers("other", self.config.autoencoder.quantizer.codes, tuple(tokens.shape))
             read = torch.where(draw.uniform("keep", tuple(tokens.shape)) < self.config.keep, tokens, other)
-        prior = self.networks["prior"]
-        return {"nats": next_tokens(prior, self._prefix(batch.label, len(batch)), tokens, read).mean()}
+        return {"nats": next_tokens(self.networks["prior"], self._told(batch), tokens, read).mean()}
 
     def prior_held_out(self, batch: Batch, draw: Draw) -> Mapping[str, Tensor]:
-        prefix = self._prefix(batch.label, len(batch))
-        return {"loss": next_tokens(self.networks["prior"], prefix, self._tokens(batch))}
+        return {"loss": next_tokens(self.networks["prior"], self._told(batch), self._tokens(batch))}
 
     @torch.no_grad()
     def _tokens(self, batch: Batch) -> Tensor:
         return self.tokenizer.codes(batch.image).flatten(1)
 
-    def _prefix(self, label: Tensor | None, n: int) -> Tensor:
-        """(n, 1): the token that a row begins with, the label's number, or 0."""
+    def _told(self, batch: Batch) -> Tensor:
+        """(n, p): what the rows of a batch begin with."""
+        size = (batch.image.shape[2], batch.image.shape[3])
+        return self._prefix(len(batch), size, batch.label, batch.extra.get("control")).flatten(1)
+
+    def _prefix(
+        self, n: int, size: tuple[int, int], label: Tensor | None, control: Tensor | None = None
+    ) -> Tensor:  # fmt: skip
+        """What the prior is told: (n, 1) the label's number, or 0; or a grid (n, y, x)."""
+        if self.config.condition is not None or self.config.coordinates:
+            return self._told_grid(size, control).expand(n, -1, -1)
         if not self.config.labels:
             return torch.zeros((n, 1), dtype=torch.int64, device=self.device)
         if label is None:
             raise InputError("this model is conditioned on labels, but the data have none")
         return label.to(self.device)[:, None]
+
+    def _told_grid(self, size: tuple[int, int], control: Tensor | None) -> Tensor:
+        """(1 or n, y, x): the codes of a second picture, or of where in a picture each place is."""
+        if self.config.condition is None:
+            return self._coordinates(size)
+        if control is None:
+            raise InputError("this model is told a second picture (control), but none is given")
+        second: Any = self.networks["condition"]
+        return second.codes(control.to(self.device, self.dtype))
+
+    def _coordinates(self, size: tuple[int, int]) -> Tensor:
+        """(1, y, x): how far down a picture each code's pixels lie, row by row, in steps. Source: the published CoordStage."""
+        places = torch.arange(size[0] * size[1], dtype=torch.float32, device=self.device) / (size[0] * size[1])
+        mean = avg_pool2d(places.view(1, 1, *size), self.factor())[:, 0]
+        return (self.config.coordinates * mean).round().long().clamp(max=self.config.prior.vocabulary - 1)
 
     def _beside(self, batch: Batch) -> Tensor:
         """Pictures and what became of them, side by side."""
@@ -247,9 +289,16 @@ class VQGAN(System):
 
     def _next_logits(self, request: Request, grid: tuple[int, int]) -> Any:
         """What the prior says comes next; of a picture larger than it knows it sees the window around a place."""
-        prefix, codes = self._prefix(request.label, len(request)), self.config.autoencoder.quantizer.codes
+        codes = self.config.autoencoder.quantizer.codes
+        control = self._control(request) if "control" in request.inputs else None
+        prefix = self._prefix(len(request), request.size, request.label, control)
         read = reading(self.networks["prior"], prefix, grid, self._grid(self.about.size))
         return lambda tokens: read(tokens)[:, :codes]
+
+    def _control(self, request: Request) -> Tensor:
+        """(1, c, h, w) in [-1, 1]: what the prior is told; one channel is the mean of three."""
+        picture = to_inside(fitted("control", request.inputs["control"], request.size))
+        return picture.mean(1, keepdim=True) if self.config.condition.in_channels == 1 else picture
 
     def _habits(self, request: Request) -> dict[str, Any]:
         return {
@@ -308,10 +357,26 @@ class VQGAN(System):
 
     def check(self, request: Request) -> None:
         given = request.inputs
-        if isinstance(given.get("image"), (list, tuple)) and not given.get("reconstruct"):
+        if given:
+            self._check_given(given)
+        if given.get("reconstruct") or given.get("codebook"):
+            return
+        if "prior" not in self.networks:
             raise InputError(
-                f"image= has {len(given['image'])} pictures; only reconstruct=true takes several, give one"
+                "this model is a tokenizer alone and has no prior to paint with; it encodes and decodes pictures "
+                "(encode, decode, or sample with image= and reconstruct=true)"
             )
+        if ("control" in given) != (self.config.condition is not None):
+            told = (
+                "is told no second picture; leave it out" if "control" in given else "is told a second picture; give it"
+            )
+            raise InputError(f"control=: the prior of this model {told}")
+        if any(side < known for side, known in zip(request.size, self.about.size, strict=True)):
+            raise InputError(
+                f"size={request.size}: the prior of this model knows pictures of {self.about.size}; that or larger can be painted"
+            )
+
+    def _check_given(self, given: Mapping[str, Any]) -> None:
         for name in ("reconstruct", "codebook"):
             if name in given and not isinstance(given[name], bool):
                 raise InputError(f"{name}={given[name]!r}: true or false is needed")
@@ -320,28 +385,19 @@ class VQGAN(System):
         if "top_k" in given:
             whole_number("top_k", given["top_k"], 1)
         if "top_p" in given and number("top_p", given["top_p"], 0, 1) == 0:
+            raise InputError("top_p=0: nothing would be left to draw from; a number above 0 is needed")
+        whole = given.get("reconstruct") or given.get("codebook")
+        if isinstance(given.get("image"), (list, tuple)) and not given.get("reconstruct"):
             raise InputError(
-                "top_p=0: nothing would be left to draw from; a number above 0 is needed (0 as temperature is bold)"
+                f"image= has {len(given['image'])} pictures; only reconstruct=true takes several, give one"
             )
         if given.get("reconstruct") and "image" not in given:
             raise InputError("reconstruct=true without image=; it says that the image is painted as it comes back")
-        if given.get("reconstruct") or given.get("codebook"):
-            if "mask" in given:
-                raise InputError("mask= with reconstruct or codebook, which draw no codes; give one of them")
-            return
-        if "image" in given and "mask" not in given:
+        if whole and "mask" in given:
+            raise InputError("mask= with reconstruct or codebook, which draw no codes; give one of them")
+        if "image" in given and not (whole or "mask" in given):
             raise InputError(
                 "image= given to VQGAN without mask=, reconstruct=true or codebook=true: nothing would be painted"
-            )
-        if "prior" not in self.networks:
-            raise InputError(
-                "this model is a tokenizer alone and has no prior to paint with; it encodes and decodes pictures "
-                "(encode, decode, or sample with image= and reconstruct=true)"
-            )
-        least = self._grid(self.about.size)
-        if any(side < known for side, known in zip(self._grid(request.size), least, strict=True)):
-            raise InputError(
-                f"size={request.size}: the prior of this model knows pictures of {self.about.size}; that or larger can be painted"
             )
 
     def latents_of(self, x: Tensor) -> Tensor:
@@ -387,7 +443,7 @@ class VQGAN(System):
     @classmethod
     def _public(cls, found: public.Found, dtype: torch.dtype, device: torch.device) -> VQGAN:
         config = cls.checked({
-            "prior": None, "discriminator": None, "labels": found.classes > 0, "classes": found.classes, **found.configs,
+            "prior": None, "discriminator": None, "labels": "classes" in found.told, **found.told, **found.configs,
         })  # fmt: skip
         return cls(config, found.networks(dtype, device), About(size=found.size, layout=found.layout))
 
