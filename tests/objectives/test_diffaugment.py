@@ -51,6 +51,13 @@ def test_a_translation_moves_by_whole_pixels_and_fills_with_zeros():
     assert torch.equal(moved[3], IMAGE[3])
 
 
+def test_half_precision_around_it_leaves_the_pixels_alone():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(diff_augment(IMAGE, draw(), CHANGES, "t"), diff_augment(IMAGE.clone(), draw(), CHANGES, "t"))
+        moved = translated(IMAGE, torch.full((4, 2), 0.5))
+    assert moved.dtype == torch.float32 and torch.equal(moved, IMAGE)
+
+
 def test_a_cutout_is_a_square_of_half_the_size_and_leaves_the_rest():
     middle = cut(IMAGE, torch.full((4, 2), 0.5))
     assert (middle[:, :, 4:12, 4:12] == 0).all()

@@ -72,6 +72,10 @@ def test_lazy_penalties_are_an_objective_of_their_own_that_is_as_strong():
     )
 
 
+def test_the_generator_may_move_less_often():
+    assert [(o.name, o.every) for o in game(generator_every=5).objectives()] == [("discriminator", 1), ("generator", 5)]
+
+
 def test_penalties_anneal_along_a_cosine():
     play = game(r1=2.0, penalty_anneal=100, penalty_final=0.1)
     squared = play.discriminator.weight.detach().square().sum().item()

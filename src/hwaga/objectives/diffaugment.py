@@ -62,22 +62,15 @@ def color(
 def translated(
     image: Float[Tensor, "n c h w"], place: Float[Tensor, "n 2"], share: float = 0.125
 ) -> Float[Tensor, "n c h w"]:
-    """Moved down and right by whole pixels, -share of the size at place 0 to +share at 1, zeros filled in.
-
-    A move is a product with a moved identity matrix on each side: exact, and its gradient is a move back.
-    """
-    down, right = (
-        (place[:, i] * (2 * round(side * share) + 1)).floor().long() - round(side * share)
-        for i, side in enumerate(image.shape[2:])
-    )
-    rows, columns = (_moved(by, side).to(image.dtype) for by, side in ((down, image.shape[2]), (right, image.shape[3])))
-    return rows[:, None] @ image @ columns[:, None].transpose(2, 3)
-
-
-def _moved(by: Tensor, side: int) -> Tensor:
-    """(n, side, side): row i has its one at column i - by, or none."""
-    at = torch.arange(side, device=by.device)
-    return at[None, :, None] - by[:, None, None] == at[None, None, :]
+    """Moved down and right by whole pixels, -share of the size at place 0 to +share at 1, zeros filled in."""
+    for i, side in enumerate(image.shape[2:]):
+        most = round(side * share)
+        by = (place[:, i] * (2 * most + 1)).floor().long() - most
+        source = torch.arange(side, device=image.device) - by[:, None]  # (n, side): where each line comes from
+        shape = (len(image), 1, side, 1) if i == 0 else (len(image), 1, 1, side)
+        there = ((source >= 0) & (source < side)).reshape(shape).to(image.dtype)
+        image = image.gather(2 + i, source.clamp(0, side - 1).reshape(shape).expand_as(image)) * there
+    return image
 
 
 def cut(image: Float[Tensor, "n c h w"], place: Float[Tensor, "n 2"], share: float = 0.5) -> Float[Tensor, "n c h w"]:
