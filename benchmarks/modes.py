@@ -40,7 +40,7 @@ SIGMA = 0.05
 CENTRES = torch.cartesian_prod(torch.arange(-2.0, 3.0), torch.arange(-2.0, 3.0))  # (25, 2)
 SAMPLES, SHARE, RADIUS = 10_000, 0.005, 3 * SIGMA
 LATENT, WIDTH, HIDDEN, WAVES = 2, 64, 3, 2
-GAMMA = {"r1": 0.5, "r2": 0.5, "penalty_final": 0.005, "anneal": 0.7}  # anneal: over this share of the steps
+GAMMA = {"r1": 0.5, "r2": 0.5, "penalty_final": 0.02, "anneal": 0.7}  # anneal: over this share of the steps
 LOSSES: dict[str, dict[str, Any]] = {
     "R3GAN: relativistic, R1, R2": {"kind": "relativistic", **GAMMA},
     "plain: non-saturating": {"kind": "non-saturating"},
@@ -165,7 +165,7 @@ def draw(found: dict[str, list[Found]], path: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--out", help="a picture of the first seed's samples")
     parser.add_argument("--json", help="the figures in a file")
