@@ -66,8 +66,10 @@ def test_latents_are_shifted_and_scaled_and_decode_takes_them():
 @pytest.mark.parametrize("config", [
     {}, {"channels": (8, 16, 16), "blocks": 2}, {"patch": 2}, {"attention": (False, True)}, {"channels": (16, 8)},
 ])  # fmt: skip
+@pytest.mark.parametrize("held", [0, 2**28])
 @torch.no_grad()
-def test_strips_give_the_picture_that_all_at_once_gives(config, monkeypatch):
+def test_strips_give_the_picture_that_all_at_once_gives(config, held, monkeypatch):
+    monkeypatch.setattr("hwaga.networks.tiling.HELD", held)  # 0: inner maps are made twice
     monkeypatch.setattr("hwaga.networks.tiling.STRIP", 4 * 16 * 40 * 4)  # a few rows at a time
     monkeypatch.setattr("hwaga.networks.tiling.SMALL", 0)
     monkeypatch.setattr("hwaga.networks.tiling._Raised.PIECE", 3)

@@ -3,7 +3,7 @@
     whole      all at once: the plain forward pass
     exact      strips of rows through one layer after the other. A convolution asks for one row more on each side; a group
                norm's mean and variance are gathered over all strips first; attention, at the lowest resolution, sees the
-               whole map. The result is that of `whole`, to rounding. Two maps of the largest resolution are held
+               whole map. The result is that of `whole`, to rounding. One map of the largest resolution is held
     blended    overlapping tiles, each through the whole network by itself, blended where they overlap: what the public
                program does. Norms and attention see a tile, so colours may differ a little from tile to tile. Memory does not
                grow with the picture
@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ Rows = Callable[[int, int], Tensor]
 """rows(a, b): the rows a ... b - 1 of a map (1, c, h, w)."""
 
 STRIP = 2**24  # bytes of a strip of a map, about
+HELD = 2**28  # a residual block's inner map of more bytes is made twice instead of being held
 SMALL = 2**27  # a level whose largest map has fewer bytes is run as it is
 
 
@@ -107,19 +107,13 @@ def lean(network: nn.Module) -> Iterator[None]:
             layer.cache_transforms = True
 
 
-def give_back() -> None:
-    """Hands memory that the C library keeps of what was freed (some 200 MB after the small levels) back to the system."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError, TypeError):
-        pass  # another C library
-
-
 # --------------------------------------------------------------------------------------------------------------- in tiles
 
 
 def _blend(run: Callable[[Tensor], Tensor], x: Tensor, side: int, side_out: int, overlap: float) -> Tensor:
     """Tiles of `side` x `side` through `run`, which gives `side_out` for it; straight blends over what overlaps."""
+    if max(x.shape[2:]) <= side:
+        return run(x)
     step, extent = max(1, int(side * (1 - overlap))), int(side_out * overlap)
     kept, factor = side_out - extent, side_out / side
     n, _, height, width = x.shape
@@ -223,6 +217,36 @@ class _Mapped(_Map):
         return self.function(self.source(a, b))
 
 
+class _Convolved(_Map):
+    """A map that a 3 x 3 convolution makes of another's rows when it is asked for."""
+
+    def __init__(self, conv: nn.Conv2d, source: _Map) -> None:
+        self.conv, self.source = conv, source
+        self.height, self.width, self.channels = source.height, source.width, conv.out_channels
+
+    def __call__(self, a: int, b: int) -> Tensor:
+        return _rows(self.conv, self.source, a, b, self.height)
+
+
+class _Overwritten(_Map):
+    """A held map whose rows are overwritten from above: the last of them are kept as they were."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__(x)
+        self.first, self.kept = 0, x[:, :, :0]  # the kept rows begin at `first`
+
+    def __call__(self, a: int, b: int) -> Tensor:
+        after = self.first + self.kept.shape[2]
+        if a >= after:
+            return self.x[:, :, a:b]
+        return torch.cat([self.kept[:, :, a - self.first :], self.x[:, :, after:b]], dim=2)
+
+    def release(self, row: int) -> None:
+        """Keeps the rows from `row` to two below it, which are about to be overwritten."""
+        row = max(0, row)
+        self.kept, self.first = self(row, row + 2).clone(), row
+
+
 class _Raised(_Map):
     """A map twice as large as the one that is held, made when it is asked for: nearest neighbour, then a convolution. What
     is held is given back piece by piece as it is no longer needed."""
@@ -254,7 +278,6 @@ def _blocks(level: Any, source: _Map) -> Tensor:
     """The residual blocks (and attentions) of a level."""
     x: Tensor | None = None
     for j, block in enumerate(level.resnets):
-        give_back()
         x = _resnet(block, source)
         if level.attentions is not None:
             x = level.attentions[j](x)
@@ -264,29 +287,28 @@ def _blocks(level: Any, source: _Map) -> Tensor:
 
 
 def _resnet(block: Any, source: _Map) -> Tensor:
-    """A residual block. A held map without a shortcut is changed in place."""
+    """A residual block. A held map without a shortcut is changed in place.
+
+    Where maps are very large the inner one is not held: it is made twice, for its norm and for what comes of it.
+    """
     in_place = block.conv_shortcut is None and type(source) is _Map
     norm = _gathered(block.norm1, source)
-    inner = out = None
-    for a, b in _strips(source):
-        top, bottom = max(0, a - 1), min(source.height, b + 1)
-        rows = source(top, bottom)
-        part = block.conv1(silu(norm(rows), inplace=True))[:, :, a - top : a - top + b - a]
-        inner = _held(inner, part, source)
-        inner[:, :, a:b] = part
-        if not in_place:
-            own = rows[:, :, a - top : a - top + b - a]
-            own = own if block.conv_shortcut is None else block.conv_shortcut(own)
-            out = _held(out, own, source)
-            out[:, :, a:b] = own
-            source.release(b - 1)
-    assert inner is not None
-    result = source.x if in_place or out is None else out
-    held = _Map(inner)
-    norm2 = _gathered(block.norm2, held)
-    for a, b in _strips(held):
-        result[:, :, a:b] += _rows(block.conv2, lambda i, j: silu(norm2(held(i, j)), inplace=True), a, b, held.height)
-    return result
+    if in_place:
+        source = _Overwritten(source.x)
+    inner: _Map = _Convolved(block.conv1, _Mapped(source, lambda rows: silu(norm(rows), inplace=True)))
+    if block.conv1.out_channels * source.height * source.width * block.conv1.weight.element_size() <= HELD:
+        inner = _Map(_whole(inner))
+    norm2 = _gathered(block.norm2, inner)
+    result = _Convolved(block.conv2, _Mapped(inner, lambda rows: silu(norm2(rows), inplace=True)))
+    out: Tensor | None = source.x if in_place else None
+    for a, b in _strips(result):
+        own = source(a, b)
+        part = result(a, b) + (own if block.conv_shortcut is None else block.conv_shortcut(own))
+        out = _held(out, part, source)
+        source.release(b - 2)  # rows above are not asked for again; in place, the two below are kept as they were
+        out[:, :, a:b] = part
+    assert out is not None
+    return out
 
 
 def _gathered(norm: nn.GroupNorm, source: _Map) -> Callable[[Tensor], Tensor]:
@@ -314,9 +336,14 @@ def _gathered(norm: nn.GroupNorm, source: _Map) -> Callable[[Tensor], Tensor]:
 
 def _through(conv: nn.Conv2d, source: _Map) -> Tensor:
     """A 3 x 3 convolution of a whole map."""
+    return _whole(_Convolved(conv, source))
+
+
+def _whole(source: _Map) -> Tensor:
+    """All rows of a map."""
     out = None
     for a, b in _strips(source):
-        part = _rows(conv, source, a, b, source.height)
+        part = source(a, b)
         out = _held(out, part, source)
         out[:, :, a:b] = part
     assert out is not None
