@@ -152,13 +152,13 @@ def draw(found: dict[str, list[Found]], path: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(found) + 1, figsize=(4 * (len(found) + 1), 4.4), squeeze=False)
+    figure, axes = plt.subplots(1, len(found) + 1, figsize=(4 * (len(found) + 1), 4.7), squeeze=False)
     panels = [("data: 25 modes\n", Points([0], SAMPLES).points[:, 0])]
     panels += [(f"{name}\n{runs[0].modes} of 25 modes", runs[0].samples) for name, runs in found.items()]
     for axis, (title, points) in zip(axes[0], panels, strict=True):
         axis.scatter(points[:, 0], points[:, 1], s=1.5, alpha=0.3, linewidths=0, color="#1f4e79")
         axis.set(title=title, xlim=(-2.6, 2.6), ylim=(-2.6, 2.6), xticks=[], yticks=[], aspect="equal")
-    figure.tight_layout()
+    figure.tight_layout(pad=1.5)
     figure.savefig(path, dpi=90)
 
 

@@ -82,6 +82,13 @@ def test_a_residual_block_is_the_identity_at_first():
     assert len(blocks) == 3 and torch.equal(blocks[-1](x), x)
 
 
+def test_the_pixels_of_a_block_begin_alike():
+    generator = made(ResidualGeneratorConfig(channels=(32, 16), blocks=(1, 1), patch=2))
+    image = generator(torch.randn((2, 64), generator=torch.Generator().manual_seed(0)))
+    blocks = torch.nn.functional.pixel_unshuffle(image, 2).unflatten(1, (3, 4))
+    assert image.shape == (2, 3, 16, 16) and torch.equal(blocks, blocks[:, :, :1].expand_as(blocks))
+
+
 def test_the_width_may_change_before_or_after_the_size():
     """What makes the cheap order right: a 1 x 1 convolution and a bilinear resampling commute."""
     x = torch.randn((2, 6, 4, 4), generator=torch.Generator().manual_seed(0))
