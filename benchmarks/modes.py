@@ -159,7 +159,7 @@ def draw(found: dict[str, list[Found]], path: str) -> None:
         axis.scatter(points[:, 0], points[:, 1], s=1.5, alpha=0.3, linewidths=0, color="#1f4e79")
         axis.set(title=title, xlim=(-2.6, 2.6), ylim=(-2.6, 2.6), xticks=[], yticks=[], aspect="equal")
     figure.tight_layout(pad=1.5)
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=90, bbox_inches="tight")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
