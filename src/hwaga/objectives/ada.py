@@ -187,7 +187,8 @@ def transformed(x: Float[Tensor, "n c h w"], back: Float[Tensor, "n 2 2"], offse
     right = torch.arange(2 * width + 2 * edge, device=x.device, dtype=x.dtype) - (width + edge - 0.5)
     # the filter's centre of mass is not its middle: the larger picture stands by so much aside, in and out alike
     aside = sum(i * tap for i, tap in enumerate(SYMLET)) / sum(SYMLET) - (k - 1) / 2
-    at = (torch.stack(torch.broadcast_tensors(right[None, :], down[:, None]), dim=-1) - aside) / 2  # in pixels, (h', w', 2)
+    places = torch.stack(torch.broadcast_tensors(right[None, :], down[:, None]), dim=-1)
+    at = (places - aside) / 2  # in pixels, (h', w', 2)
     where = torch.einsum("nij,hwj->nhwi", back, at) + offset[:, None, None]
     grid = (where + aside / 2) * x.new_tensor([2 / width, 2 / height])
     read: Tensor = _Read.apply(large, grid)
