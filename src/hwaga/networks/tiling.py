@@ -197,7 +197,8 @@ class _Map:
     """A map that is held."""
 
     def __init__(self, x: Tensor) -> None:
-        self.x, self.height, self.width, self.channels = x, x.shape[2], x.shape[3], x.shape[1]
+        self.x, self.height, self.width = x, x.shape[2], x.shape[3]
+        self.widest = x.shape[1]  # channels of the widest map that its rows are made through
 
     def __call__(self, a: int, b: int) -> Tensor:
         return self.x[:, :, a:b]
@@ -211,7 +212,7 @@ class _Mapped(_Map):
 
     def __init__(self, source: _Map, function: Callable[[Tensor], Tensor]) -> None:
         self.source, self.function = source, function
-        self.height, self.width, self.channels = source.height, source.width, source.channels
+        self.height, self.width, self.widest = source.height, source.width, source.widest
 
     def __call__(self, a: int, b: int) -> Tensor:
         return self.function(self.source(a, b))
@@ -222,7 +223,7 @@ class _Convolved(_Map):
 
     def __init__(self, conv: nn.Conv2d, source: _Map) -> None:
         self.conv, self.source = conv, source
-        self.height, self.width, self.channels = source.height, source.width, conv.out_channels
+        self.height, self.width, self.widest = source.height, source.width, max(source.widest, conv.out_channels)
 
     def __call__(self, a: int, b: int) -> Tensor:
         return _rows(self.conv, self.source, a, b, self.height)
@@ -257,7 +258,7 @@ class _Raised(_Map):
         self.conv = upsampler.conv
         self.pieces: list[Tensor | None] = [piece.clone() for piece in x.split(self.PIECE, dim=2)]
         self.below = x.shape[2]
-        self.height, self.width, self.channels = 2 * x.shape[2], 2 * x.shape[3], self.conv.out_channels
+        self.height, self.width, self.widest = 2 * x.shape[2], 2 * x.shape[3], self.conv.out_channels
 
     def __call__(self, a: int, b: int) -> Tensor:
         return _rows(self.conv, self._nearest, a, b, self.height)
@@ -368,7 +369,7 @@ def _rows(conv: nn.Conv2d, rows: Rows, a: int, b: int, height: int) -> Tensor:
 
 
 def _strips(source: _Map) -> Iterator[tuple[int, int]]:
-    step = max(4, STRIP // (4 * source.channels * source.width))
+    step = max(4, STRIP // (4 * source.widest * source.width))
     for a in range(0, source.height, step):
         yield a, min(source.height, a + step)
 
