@@ -67,9 +67,7 @@ class Persistent:
 def written(module, public, path="", says=None):
     """A module of ours as the public class would be pickled; `says` gives plain attributes by dotted name."""
     reconstruct = public["torch_utils.persistence"]._reconstruct_persistent_obj
-    children = {
-        name: written(child, public, f"{path}{name}.", says) for name, child in module.named_children()
-    }
+    children = {name: written(child, public, f"{path}{name}.", says) for name, child in module.named_children()}
     state = {
         "training": False, "_parameters": collections.OrderedDict(module.named_parameters(recurse=False)),
         "_buffers": collections.OrderedDict(module.named_buffers(recurse=False)), "_modules": collections.OrderedDict(children),
@@ -106,7 +104,13 @@ def stylegan2(public, classes=0, clamp=None):
     d.state["_modules"]["b4"].state["_modules"]["mbstd"] = deviation
     g = written(system.generator, public, says=says)
     easy = public["dnnlib.util"].EasyDict
-    return system, {"G": g, "D": d, "G_ema": g, "augment_pipe": None, "training_set_kwargs": easy(path="x", use_labels=False)}
+    return system, {
+        "G": g,
+        "D": d,
+        "G_ema": g,
+        "augment_pipe": None,
+        "training_set_kwargs": easy(path="x", use_labels=False),
+    }
 
 
 def saved(tmp_path, content, name="network.pkl", protocol=4):
@@ -117,7 +121,9 @@ def saved(tmp_path, content, name="network.pkl", protocol=4):
 
 @pytest.mark.parametrize("protocol", [2, 3, 4])
 @pytest.mark.parametrize(("classes", "clamp"), [(0, None), (3, 256.0)])
-def test_a_public_file_paints_and_judges_as_the_weights_in_it_and_is_saved_again(public, tmp_path, classes, clamp, protocol):
+def test_a_public_file_paints_and_judges_as_the_weights_in_it_and_is_saved_again(
+    public, tmp_path, classes, clamp, protocol
+):
     system, content = stylegan2(public, classes, clamp)
     path = saved(tmp_path, content, "anything.dat", protocol)
     for name in public:
@@ -125,7 +131,14 @@ def test_a_public_file_paints_and_judges_as_the_weights_in_it_and_is_saved_again
     loaded = hwaga.load(path, device="cpu", dtype="float32")
     assert loaded.config.generator == system.config.generator
     assert loaded.config.discriminator == system.config.discriminator
-    call = {"n": 3, "seed": 1, "output": "tensor", "progress": False, "truncation": 0.7, "label": [0, 1, 2] if classes else None}
+    call = {
+        "n": 3,
+        "seed": 1,
+        "output": "tensor",
+        "progress": False,
+        "truncation": 0.7,
+        "label": [0, 1, 2] if classes else None,
+    }
     assert torch.equal(loaded.sample(**call), system.sample(**call))
     pictures, label = torch.rand(4, 3, 16, 16), torch.tensor([0, 1, 2, 0]) if classes else None
     judged = [one.networks["discriminator"](pictures, label) for one in (loaded, system)]
@@ -136,7 +149,9 @@ def test_a_public_file_paints_and_judges_as_the_weights_in_it_and_is_saved_again
 
 
 def test_a_stylegan3_file_paints_as_the_weights_in_it(public, tmp_path):
-    config = AliasFreeConfig(resolution=16, channel_base=128, channel_max=8, z_dim=8, w_dim=8, layers=4, kernel=1, radial=True)
+    config = AliasFreeConfig(
+        resolution=16, channel_base=128, channel_max=8, z_dim=8, w_dim=8, layers=4, kernel=1, radial=True
+    )
     network = build_on(config)
     network.initialise(torch.Generator().manual_seed(0))
 
@@ -144,7 +159,13 @@ def test_a_stylegan3_file_paints_as_the_weights_in_it(public, tmp_path):
         if path == "":
             return {"z_dim": 8, "w_dim": 8, "c_dim": 0, "img_channels": 3}
         if path == "synthesis":
-            kwargs = {"channel_base": 128, "channel_max": 8, "num_layers": 4, "use_radial_filters": True, "conv_kernel": 1}
+            kwargs = {
+                "channel_base": 128,
+                "channel_max": 8,
+                "num_layers": 4,
+                "use_radial_filters": True,
+                "conv_kernel": 1,
+            }
             return {"img_resolution": 16, "output_scale": 0.25, "num_critical": 2, "_init_kwargs": kwargs}
         if ".L" in path and "affine" not in path:
             return {"conv_kernel": 1, "conv_clamp": 256}
@@ -189,7 +210,9 @@ def test_what_is_not_on_the_list_is_refused_by_name_and_nothing_is_run(tmp_path,
         path = saved(tmp_path, where)
         with pytest.raises(InputError) as error:
             hwaga.load(path, device="cpu")
-        assert named in str(error.value) and "nothing in it was run" in str(error.value) and str(path) in str(error.value)
+        assert (
+            named in str(error.value) and "nothing in it was run" in str(error.value) and str(path) in str(error.value)
+        )
         assert not witness.exists() and "\n" not in str(error.value)
 
 
@@ -226,7 +249,11 @@ def test_opcodes_that_are_not_on_the_list_are_refused_by_name(tmp_path, data, na
 
 def test_a_state_that_would_change_a_class_or_a_function_is_refused(tmp_path):
     """BUILD writes into an object's attributes: only tables, arrays and tensors have any here."""
-    listed = (("torch_utils.persistence", "_reconstruct_persistent_obj"), ("dnnlib.util", "EasyDict"), ("torch", "Size"))
+    listed = (
+        ("torch_utils.persistence", "_reconstruct_persistent_obj"),
+        ("dnnlib.util", "EasyDict"),
+        ("torch", "Size"),
+    )
     for module, name in listed:
         path = tmp_path / "build.pkl"
         path.write_bytes(f"\x80\x02c{module}\n{name}\n}}X\x01\x00\x00\x00aX\x01\x00\x00\x00bsb.".encode("latin1"))
@@ -235,7 +262,9 @@ def test_a_state_that_would_change_a_class_or_a_function_is_refused(tmp_path):
 
 
 def test_a_tensor_that_reaches_beyond_its_storage_is_refused():
-    storage = torch.storage.TypedStorage(wrap_storage=torch.zeros(4).untyped_storage(), dtype=torch.float32, _internal=True)
+    storage = torch.storage.TypedStorage(
+        wrap_storage=torch.zeros(4).untyped_storage(), dtype=torch.float32, _internal=True
+    )
     with pytest.raises(pickle.UnpicklingError, match="beyond"):
         stylegan_pickle._rebuilt(storage, 0, (8,), (1,))
     with pytest.raises(pickle.UnpicklingError, match="beyond"):

@@ -27,7 +27,9 @@ def plainly(x, taps, up, down, before, after, gain):
 
 @pytest.mark.parametrize("channels", [3, 9])
 @pytest.mark.parametrize("taps", [(0.25, 0.75, 0.5), TAPS, (0.1, 0.2, 0.3, 0.25, 0.1, 0.05)])
-@pytest.mark.parametrize(("up", "down", "before", "after"), [(1, 1, 2, 1), (2, 1, 2, 1), (1, 2, 1, 1), (2, 1, -1, 3), (3, 2, 2, 4)])
+@pytest.mark.parametrize(
+    ("up", "down", "before", "after"), [(1, 1, 2, 1), (2, 1, 2, 1), (1, 2, 1, 1), (2, 1, -1, 3), (3, 2, 2, 4)]
+)
 def test_every_way_is_the_definition(channels, taps, up, down, before, after):
     x = torch.randn(2, channels, 7, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     ours = resample(x, taps, up=up, down=down, before=before, after=after, gain=3.0)

@@ -228,8 +228,9 @@ def test_interpolation_ends_at_both_paintings(model, space):
 def test_projection_finds_the_w_of_what_was_painted(model):
     z, label = torch.randn(1, 8, generator=torch.Generator().manual_seed(3)), torch.tensor([1])
     with torch.no_grad():
-        target, start = model.generator(z, label), model.generator.synthesis(
-            editing._many_w(model, label.expand(1024)).mean(0).expand(1, 6, -1)
+        target, start = (
+            model.generator(z, label),
+            model.generator.synthesis(editing._many_w(model, label.expand(1024)).mean(0).expand(1, 6, -1)),
         )
     noise = hwaga.samplers.noise.from_seed(0, [0])
     ws = editing.project(model, target, 150, noise=noise, label=label)
@@ -304,7 +305,9 @@ def test_a_direction_between_folders_of_pictures_is_that_of_their_projections(mo
 
 def test_a_projected_picture_is_edited_and_its_w_can_be_kept(model):
     target = paint(model, label=1, seed=3)
-    ws = editing.project(model, target * 2 - 1, 5, noise=hwaga.samplers.noise.from_seed(5, [0]), label=torch.tensor([1]))
+    ws = editing.project(
+        model, target * 2 - 1, 5, noise=hwaga.samplers.noise.from_seed(5, [0]), label=torch.tensor([1])
+    )
     assert ws.shape == (1, 6, 8)
     plain = paint(model, label=1, image=target[0], project=5)
     assert torch.allclose(plain, paint(model, w=ws), atol=1e-6)

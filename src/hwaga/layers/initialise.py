@@ -63,7 +63,7 @@ def initialise(
             elif names := [name for name, _ in part.named_parameters(recurse=False)]:
                 raise TypeError(f"{type(part).__name__} has parameters {names} that nothing here knows how to begin")
             if hasattr(part, "reset_state"):
-                part.reset_state(generator)
+                part.reset_state(generator)  # type: ignore[operator]
 
 
 def build_on(config: object, device: str = "cpu") -> nn.Module:

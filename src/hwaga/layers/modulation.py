@@ -142,3 +142,14 @@ def modulated(
 def second_moment(x: Tensor, eps: float = 1e-8) -> Tensor:
     """Vectors (n, c) brought to unit mean square."""
     return x * torch.rsqrt(x.square().mean(1, keepdim=True) + eps)
+
+
+def batch_deviation(x: Float[Tensor, "n c h w"], group: int, channels: int) -> Float[Tensor, "n f h w"]:
+    """The standard deviation over a group of pictures, averaged over places and features, as a picture of its own: shows
+    D a generator that paints one thing only (Karras et al. 2018, section 3). Picture i is grouped with i + n / group, ..."""
+    n, c, h, w = x.shape
+    group = next(g for g in range(min(group, n), 0, -1) if n % g == 0)
+    y = x.reshape(group, n // group, channels, c // channels, h, w)
+    y = (y - y.mean(0)).square().mean(0)
+    y = (y + 1e-8).sqrt().mean((2, 3, 4))  # (n / group, channels)
+    return y.repeat(group, 1)[:, :, None, None].expand(-1, -1, h, w)

@@ -26,7 +26,15 @@ from jaxtyping import Float
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
-from ..layers.modulation import EqualConv2d, EqualLinear, activate, convolve, modulated, second_moment
+from ..layers.modulation import (
+    EqualConv2d,
+    EqualLinear,
+    activate,
+    batch_deviation,
+    convolve,
+    modulated,
+    second_moment,
+)
 from ..layers.resample import binomial, upsample
 
 LayerNoise = Callable[[str, tuple[int, ...]], Tensor] | Literal["const", "none"]
@@ -374,17 +382,6 @@ class DiscriminatorEnd(nn.Module):
         if self.extra:
             x = torch.cat([x, batch_deviation(x, self.group, self.extra)], dim=1)
         return self.out(self.fc(self.conv(x).flatten(1)))
-
-
-def batch_deviation(x: Float[Tensor, "n c h w"], group: int, channels: int) -> Float[Tensor, "n f h w"]:
-    """The standard deviation over a group of pictures, averaged over places and features, as a picture of its own: shows
-    D a generator that paints one thing only (Karras et al. 2018, section 3). Picture i is grouped with i + n / group, ..."""
-    n, c, h, w = x.shape
-    group = next(g for g in range(min(group, n), 0, -1) if n % g == 0)
-    y = x.reshape(group, n // group, channels, c // channels, h, w)
-    y = (y - y.mean(0)).square().mean(0)
-    y = (y + 1e-8).sqrt().mean((2, 3, 4))  # (n / group, channels)
-    return y.repeat(group, 1)[:, :, None, None].expand(-1, -1, h, w)
 
 
 class Discriminator(Network):

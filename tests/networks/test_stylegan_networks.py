@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hwaga.layers.initialise import build_on
-from hwaga.networks.stylegan import DiscriminatorConfig, GeneratorConfig, batch_deviation, shrunk
+from hwaga.layers.modulation import batch_deviation
+from hwaga.networks.stylegan import DiscriminatorConfig, GeneratorConfig, shrunk
 from hwaga.networks.stylegan3 import AliasFreeConfig, specification
 
 SMALL = {"channels": (16, 16, 8), "z_dim": 8, "w_dim": 8, "mapping": {"layers": 2}}
@@ -46,9 +47,13 @@ def test_every_choice_paints_and_its_gradient_reaches_every_parameter(choice):
     assert dead == []
 
 
-@pytest.mark.parametrize("choice", [{}, {"architecture": "plain"}, {"classes": 3}, {"deviation_group": 0, "clamp": 1.0}], ids=str)
+@pytest.mark.parametrize(
+    "choice", [{}, {"architecture": "plain"}, {"classes": 3}, {"deviation_group": 0, "clamp": 1.0}], ids=str
+)
 def test_the_discriminator_judges_and_its_gradient_reaches_every_parameter(choice):
-    network = made(DiscriminatorConfig(**{"channels": (16, 16, 8), "mapping": {"layers": 2, "w_avg_beta": None}, **choice}))
+    network = made(
+        DiscriminatorConfig(**{"channels": (16, 16, 8), "mapping": {"layers": 2, "w_avg_beta": None}, **choice})
+    )
     picture = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     logits = network(picture, LABEL if choice.get("classes") else None)
     assert logits.shape == (4,)
@@ -107,7 +112,9 @@ def test_growing_begins_where_the_smaller_network_ends():
 
 
 def alias_free(**choice):
-    network = made(AliasFreeConfig(resolution=32, channel_base=256, channel_max=16, z_dim=8, w_dim=8, layers=6, **choice))
+    network = made(
+        AliasFreeConfig(resolution=32, channel_base=256, channel_max=16, z_dim=8, w_dim=8, layers=6, **choice)
+    )
     with torch.no_grad():
         network.synthesis.input.affine.weight.zero_()  # upright and in place for every w
     return network.double().eval()
@@ -152,7 +159,11 @@ def test_the_bands_are_those_of_the_published_configuration():
 
 @pytest.mark.parametrize(
     ("config", "words"),
-    [({"style": "adain"}, "architecture=plain"), ({"growing": True}, "architecture=plain"), ({"channels": ()}, "channels")],
+    [
+        ({"style": "adain"}, "architecture=plain"),
+        ({"growing": True}, "architecture=plain"),
+        ({"channels": ()}, "channels"),
+    ],
 )
 def test_choices_that_do_not_go_together_are_refused(config, words):
     with pytest.raises(ValueError, match=words):
