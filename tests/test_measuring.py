@@ -21,3 +21,13 @@ def test_bits_of_a_folder_of_pictures_are_refused(tmp_path):
     hwaga.save_images(images, tmp_path / "pictures")
     with pytest.raises(InputError, match="a folder of pictures has none"):
         hwaga.evaluate(tmp_path / "pictures", "digits", metrics=("fid", "bits"))
+
+
+def test_painting_tells_how_far_it_is():
+    seen = []
+    with pytest.warns(UserWarning, match="openmoji"):
+        hwaga.evaluate(
+            tiny.public_ddpm(), "digits", n=4, metrics=("sharpness",), sampling={"steps": 3},
+            progress=lambda done, total, what: seen.append((done, total, what)),
+        )  # fmt: skip
+    assert [row for row in seen if row[2] == "painting"] == [(1, 3, "painting"), (2, 3, "painting"), (3, 3, "painting")]

@@ -53,7 +53,8 @@ def measure(
         if sampling and (odd := sorted(set(sampling) - set(painter.takes) - set(painter.own))):
             raise InputError(f"{odd[0]}= given to {painter.title}, which takes {', '.join(painter.takes)}")
         count, begun = n or PICTURES, time.perf_counter()
-        pictures = painter.sample(n=count, seed=seed, output="tensor", progress=progress is not None, **sampling)
+        told = (lambda done, of: progress(done, of, "painting")) if progress is not None else False
+        pictures = painter.sample(n=count, seed=seed, output="tensor", progress=told, **sampling)
         settings |= {
             "system": painter.name, "model": painter.about.name, "sha256": painter.about.sha256, **sampling,
             "seconds_a_picture": (time.perf_counter() - begun) / count,
@@ -63,9 +64,9 @@ def measure(
         progress=progress,
     )  # fmt: skip
     if "bits" in metrics:
-        values, told = _bits(painter, real, seed, progress)
+        values, how = _bits(painter, real, seed, progress)
         found.values.update(values)
-        found.card["bits"] = told
+        found.card["bits"] = how
     if "codes" in metrics:
         found.values.update(_codes(painter, real))
         found.card["codes"] = {"pictures": len(real)}

@@ -109,7 +109,7 @@ def test_a_folder_without_pictures_or_with_broken_ones_only_is_refused(tmp_path)
 
 
 def test_an_unknown_source_and_a_file_are_refused(tmp_path):
-    with pytest.raises(InputError, match="give openmoji, digits or a folder of pictures"):
+    with pytest.raises(InputError, match="give openmoji, digits, a folder of pictures"):
         open_data(DataConfig(source=str(tmp_path / "nothing")))
     noise(0).save(tmp_path / "a.png")
     with pytest.raises(InputError, match="is a file"):
@@ -219,10 +219,10 @@ def test_one_picture_is_enough_to_train(tmp_path):
 
 
 def test_a_changed_folder_is_read_again_and_an_unchanged_one_is_not(forty, monkeypatch):
-    from hwaga.data import folders
+    from hwaga.data import packing
 
     reads = []
-    monkeypatch.setattr(folders, "read", lambda *a, **k: reads.append(a) or ORIGINAL(*a, **k))
+    monkeypatch.setattr(packing, "read", lambda *a, **k: reads.append(a) or ORIGINAL(*a, **k))
     first = open_data(small(forty), "all")
     assert len(reads) == 40
     assert open_data(small(forty), "all").fingerprint == first.fingerprint and len(reads) == 40

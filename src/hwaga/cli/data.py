@@ -25,7 +25,7 @@ def _root(context: typer.Context) -> None:
 
 @app.command()
 def show(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="openmoji, digits, or a folder of pictures.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="openmoji, digits, a folder, tar shards, hf:NAME.")],
     out: Annotated[Path | None, typer.Option(metavar="GRID.png", help="Draw pictures, as training sees them.")] = None,
     size: Annotated[str, typer.Option(metavar="HxW", help="Height and width in pixels, or one number.")] = "32",
     split: Annotated[str, typer.Option(help="train, held-out, combinations or all.")] = "train",

@@ -17,7 +17,7 @@ def evaluate(
     samples: Annotated[
         str, typer.Argument(metavar="SAMPLES_OR_MODEL", help="A folder of PNGs, or a model or run, which then paints.")
     ],
-    data: Annotated[str, typer.Option(metavar="SOURCE", help="The real pictures: openmoji, digits, a folder.")],
+    data: Annotated[str, typer.Option(metavar="SOURCE", help="The real pictures: openmoji, a folder, …")],
     split: Annotated[str, typer.Option(help="The part of them: held-out, combinations, train, all.")] = "held-out",
     n: Annotated[
         int | None, typer.Option("--n", "-n", min=2, help="Pictures that are measured (a model: 500).")

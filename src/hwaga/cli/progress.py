@@ -27,6 +27,7 @@ class Progress:
         self._task: Any = None
         self._lines: Any = None
         self._rounds = 0
+        self._total: int | None = None
         self._begun = self._said = time.monotonic()
 
     def __enter__(self) -> Progress:
@@ -48,13 +49,18 @@ class Progress:
             self._bar.stop()
 
     def update(self, done: int, total: int, what: str = "") -> None:
-        """`done` of `total` are done; `what` is shown beside it."""
+        """`done` of `total` are done; `what` is shown beside it. With another `total` another piece of work begins."""
+        now = time.monotonic()
+        fresh, self._total = total != self._total, total
         if self.terminal:
-            if self._bar is None:  # only now: painting shows a bar of its own before
+            if self._bar is None:
                 self._bar, self._task = _bar(self.title, total)
+            elif fresh:
+                self._bar.reset(self._task)
             self._bar.update(self._task, completed=done, total=total, what=what)
             return
-        now = time.monotonic()
+        if fresh:
+            self._begun = now
         if self._lines is not None and now - self._said >= EVERY:
             self._said = now
             spent = now - self._begun

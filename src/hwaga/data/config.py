@@ -14,7 +14,7 @@ MARGIN = 8  # `random_crop` stores pictures larger by 1/MARGIN a side (256 for a
 class DataConfig(BaseModel, frozen=True, extra="forbid"):
     """What is trained on and how it is prepared. Sizes are (height, width) in pixels; one number means a square."""
 
-    source: str = Field("openmoji", min_length=1)  # "openmoji", "digits" or a folder of pictures
+    source: str = Field("openmoji", min_length=1)  # openmoji, digits, a folder, tar shards, hf:NAME
     size: Side | tuple[Side, Side] = 32
     split: Literal["train", "held-out", "combinations", "all"] = "train"
     label: Literal["subgroup", "group", "none"] | None = None

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -103,15 +104,15 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def read(path: Path, shape: tuple[int, int], how: str) -> tuple[np.ndarray, tuple[int, int]]:
-    """(uint8 (3, h, w), (height, width) of the file's picture, upright). Unusable with the reason else.
+def read(source: Path | BinaryIO, shape: tuple[int, int], how: str) -> tuple[np.ndarray, tuple[int, int]]:
+    """(uint8 (3, h, w), (height, width) of the picture, upright) of a file or of bytes. Unusable with the reason else.
 
-    Of animations the first frame. The file is opened for reading only. Call inside `quiet()`.
+    Of animations the first frame. A file is opened for reading only. Call inside `quiet()`.
     """
     try:
-        if path.stat().st_size == 0:
+        if (source.stat().st_size if isinstance(source, Path) else source.seek(0, 2)) == 0:
             raise Unusable("empty file")
-        with Image.open(path, formats=_formats()) as image:
+        with Image.open(source, formats=_formats()) as image:
             width, height = image.size
             if max(width, height) > LARGEST_SIDE:
                 raise Unusable(f"too large: {width} x {height} px, at most {LARGEST_SIDE:,} px a side")

@@ -10,6 +10,7 @@ A system's own file says the rest: its config, its networks, its stages of train
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -272,7 +273,7 @@ class System:
         guidance_scale: float | None = None, image: Any = None, mask: Any = None, strength: float | None = None,
         fit_image: bool = True, keep_unmasked: bool = True, control: Any = None, control_scale: Any = None,
         seed: int | None = None, noise: Mapping[str, Tensor] | None = None, callback: Callable[[Step], Any] | None = None,
-        output: str = "pil", progress: bool = True, **own: Any,
+        output: str = "pil", progress: bool | Callable[[int, int], None] = True, **own: Any,
     ) -> Any:  # fmt: skip
         """Paints pictures.
 
@@ -280,7 +281,8 @@ class System:
         picture; None draws it by training frequency. size: (height, width). steps, sampler, sampler_options,
         guidance_scale: None is the model's default. seed: an int; None draws one. noise: {name: tensor} replays draws.
         callback: called with each `Step`; raising `errors.Interrupted` in it ends the call. output: "pil" gives a list of
-        PIL images that carry their provenance, "tensor" (n, 3, h, w) float32 in [0, 1].
+        PIL images that carry their provenance, "tensor" (n, 3, h, w) float32 in [0, 1]. progress: a bar on a terminal, or
+        a function that is called with (steps done, steps in all) of the whole call.
 
         InputError for whatever this system cannot take or do; WorkError when a step gives a non-finite number.
         """
@@ -491,8 +493,12 @@ def fresh_seed() -> int:
 
 
 @contextmanager
-def steps_bar(title: str, batches: int, shown: bool) -> Iterator[Callable[[int], None]]:
+def steps_bar(title: str, batches: int, shown: bool | Callable[[int, int], None]) -> Iterator[Callable[[int], None]]:
     """Gives `advance(steps of a batch)`, to be called once a step."""
+    if callable(shown):
+        done = itertools.count(1)
+        yield lambda total: shown(next(done), total * batches)
+        return
     if not (shown and sys.stderr.isatty()):
         yield lambda total: None
         return
