@@ -122,6 +122,8 @@ def test_no_compiled_extension_and_no_pickle() -> None:
                 modules = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
             if modules in (["pickle"], ["pickle", "pickle.UnpicklingError"]):
                 continue  # for the name of an error; any other use of the module is found below
+            if file.name == "stylegan_pickle.py":
+                continue  # the restricted reader itself: a closed list of classes and opcodes (tests/formats)
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 if node.value.id == "pickle" and node.attr != "UnpicklingError":
                     wrong.append(f"{where} pickle.{node.attr}")

@@ -30,9 +30,33 @@ LINES, FILES = 400, 8
 NOT_COUNTED = ("layers", "conditioning")
 
 TINY: dict[str, dict[str, Any]] = {
+    "vae": {"network": {"channels": [8, 8], "groups": 4, "latent_channels": 4, "latents": 6}},
     "ddpm": {
         "network": {"channels": [8, 8], "attention": [False, True], "blocks": 1, "groups": 4},
         "process": {"timesteps": 10},
+    },
+    "gan": {
+        "generator": {"channels": [16, 16], "blocks": [1, 1]},
+        "discriminator": {"channels": [16, 16], "blocks": [1, 1]},
+        "r1": 1.0,
+        "r2": 1.0,
+        "augmentation": ["color", "translation", "cutout"],
+    },
+    "vqgan": {
+        "autoencoder": {
+            "channels": [8, 8],
+            "attention": [False, True],
+            "blocks": 1,
+            "groups": 4,
+            "latent_channels": 4,
+            "quantizer": {"codes": 16, "width": 4, "update": "average", "restart": 0.05},
+        },
+        "discriminator": {"width": 8, "layers": 1},
+        "prior": {"width": 8, "heads": 2, "depth": 1},
+    },
+    "stylegan": {
+        "generator": {"channels": [8, 8], "z_dim": 4, "w_dim": 4, "mapping": {"layers": 1}},
+        "path_every": 1, "r1_every": 1,
     },
 }
 """A config of every system, as small as can be."""
@@ -119,8 +143,10 @@ def training_step(system: Any) -> Callable[[], object]:
 
 
 def sampling_call(system: Any) -> Callable[[], object]:
+    walk = {"steps": 3} if "steps" in system.takes else {}
+
     def call() -> object:
-        return system.sample(n=1, steps=3, seed=0, output="tensor", progress=False)
+        return system.sample(n=1, **walk, seed=0, output="tensor", progress=False)
 
     call()
     return call

@@ -7,6 +7,7 @@ import torch
 from hwaga.interfaces import Batch
 from hwaga.systems import find
 
+SMALL = {"channels": (8, 16), "groups": 4, "patch": 2}
 CLASSES = ("circle", "square", "star")
 
 
@@ -24,6 +25,47 @@ def public_ddpm(seed=0, **network):
     return find("ddpm").create({"network": full, "process": {"timesteps": 50}}, size=(16, 16), seed=seed)
 
 
+def gan(seed=0, kind="residual", **model):
+    """A GAN at 16 x 16, conditioned on three labels unless told otherwise, with all penalties and changes it can have."""
+    shape = {"channels": (32, 16), "kind": kind}
+    if kind == "residual":
+        shape |= {"blocks": (1, 1), "patch": 2}
+    penalties = {"r1": 1.0, "r2": 1.0} if kind == "residual" else {}
+    parts = {"generator": {**shape, "latent": 8}, "discriminator": shape}
+    config = {"labels": True, **parts, "augmentation": ("color", "translation", "cutout"), **penalties, **model}
+    labelled = {"classes": CLASSES, "label_counts": (1, 2, 5)} if config["labels"] else {}
+    return find("gan").create(config, size=(16, 16), seed=seed, **labelled)
+
+
+def vqgan(seed=0, classes=CLASSES, **model):
+    """A VQGAN of 16 x 16 pictures and 4 x 4 codes, its prior conditioned on three labels unless told otherwise."""
+    autoencoder = {
+        "channels": [8, 16, 16], "attention": [False, False, True], "blocks": 1, "groups": 4, "latent_channels": 8,
+        "quantizer": {"codes": 32, "width": 4, "update": "average", "restart": 0.05, "decay": 0.9},
+    }  # fmt: skip
+    config = {
+        "labels": True, "autoencoder": autoencoder, "discriminator": {"width": 8, "layers": 1, "norm": "group", "groups": 4},
+        "prior": {"width": 32, "heads": 2, "depth": 2}, **model,
+    }  # fmt: skip
+    labelled = {"classes": classes, "label_counts": [1] * len(classes)} if config["labels"] else {}
+    return find("vqgan").create(config, size=(16, 16), seed=seed, **labelled)
+
+
+def vae(seed=0, network=None, **model):
+    """A VAE with a vector of 8 numbers at 16 x 16, conditioned on three labels unless told otherwise."""
+    config = {"labels": True, **model, "network": {**SMALL, "latent_channels": 8, "latents": 8, **(network or {})}}
+    labelled = {"classes": CLASSES, "label_counts": (1, 2, 5)} if config["labels"] else {}
+    return find("vae").create(config, size=(16, 16), seed=seed, **labelled)
+
+
+def vae_kl(seed=0, network=None, **model):
+    """An AutoencoderKL in the public layout, twice down, without adversary unless told otherwise."""
+    full = {"kind": "map", "channels": (8, 16), "blocks": 1, "groups": 4, **(network or {})}
+    likelihood = {"kind": "laplace", "learned": True, "deviation": 0.5}
+    config = {"beta": 1e-6, "scaling": "whole", "likelihood": likelihood, **model, "network": full}
+    return find("vae").create(config, size=(16, 16), seed=seed)
+
+
 def batch(n=8, size=(16, 16), seed=0, labels=True):
     g = torch.Generator().manual_seed(seed)
     image = torch.rand((n, 3, *size), generator=g) * 2 - 1
@@ -33,8 +75,9 @@ def batch(n=8, size=(16, 16), seed=0, labels=True):
 class Draw:
     """All draws from one generator: what an objective needs where no training loop is."""
 
-    def __init__(self, seed=0):
+    def __init__(self, seed=0, step=0):
         self.g = torch.Generator().manual_seed(seed)
+        self.step = step
 
     def normal(self, name, shape):
         return torch.randn(shape, generator=self.g)
@@ -53,3 +96,11 @@ def fill_zeros(network, seed=0):
         for p in network.parameters():
             if not p.any():
                 p.normal_(std=0.05, generator=g)
+
+
+def stylegan(seed=0, classes=CLASSES, **model):
+    """A StyleGAN2 at 16 x 16, conditioned on three labels unless told otherwise."""
+    generator = {"channels": (16, 16, 8), "z_dim": 8, "w_dim": 8, "mapping": {"layers": 2}, **model.pop("generator", {})}
+    config = {"labels": bool(classes), "generator": generator, **model}
+    labelled = {"classes": classes, "label_counts": (1, 2, 5)} if classes else {}
+    return find("stylegan").create(config, size=(16, 16), seed=seed, **labelled)

@@ -34,6 +34,10 @@ class Interrupted(HwagaError):
     exit_status = 130
 
 
+SHOWN = 16
+"""Names of a list that a sentence tells; of longer ones only the first, and the nearest."""
+
+
 def unknown(what: str, value: object, known: Iterable[str]) -> InputError:
     """The error for a name that is not on a list: names the nearest one that is.
 
@@ -43,4 +47,5 @@ def unknown(what: str, value: object, known: Iterable[str]) -> InputError:
     names = sorted(known)
     near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return InputError(f"{what}={value!r} is unknown; choose from: {', '.join(names)}{hint}")
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return InputError(f"{what}={value!r} is unknown; choose from: {', '.join(names[:SHOWN])}{more}{hint}")

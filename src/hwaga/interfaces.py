@@ -13,7 +13,7 @@ Stage       networks and objectives that are trained together
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -84,6 +84,9 @@ class Draw(Protocol):
     """All randomness of one training step. It depends on (seed, stage, step, name) and on the place of a picture in the
     whole batch of that step, never on the number of processes or of accumulated parts."""
 
+    step: int
+    """Steps of the stage that are done: 0 at the first. For what begins late or grows (an adversary, a weight)."""
+
     def normal(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Standard normal float32, on the device of training; `shape[0]` is the length of the local batch."""
         ...
@@ -115,6 +118,7 @@ class Objective:
     loss: Callable[[Batch, Draw], Terms]
     optimizer: str = "main"  # objectives that name the same one share it (and must move the same networks)
     every: int = 1  # due at the steps that this divides
+    begins: int = 0  # and not before so many steps are done (an adversary that comes late)
 
 
 @dataclass(frozen=True)
@@ -131,4 +135,12 @@ class Stage:
     # what an optimizer has other than the recipe says: {"discriminator": {"learning_rate": 1e-4, "betas": (0.0, 0.99)}}
     alarms: Sequence[Callable[[Sequence[Mapping[str, float]]], str | None]] = ()
     # functions of the rows of metrics so far, newest last: a sentence when something is wrong, else None
+    game: bool = False
+    # True where objectives play against each other: a loss that rises or stands still is then no sign of trouble
+    shows: Callable[[Batch], Tensor] | None = None
+    # what a sample grid shows of held-out pictures ((n, 3, h, w) in about [-1, 1], reconstructions say), where a stage
+    # trains what does not paint yet; None: pictures that the system paints
+    measures: Callable[[Iterator[Batch]], Mapping[str, Mapping[str, Tensor]]] | None = None
+    # buffers that are measured over training pictures whenever the model is saved, {network: {name: value}} (the scale of
+    # latents): given the pictures of the split in batches, as many as it wants; no step of training looks at them
     batch_statistics: bool = False  # True where a loss needs the whole batch at once (contrastive, minibatch deviation)

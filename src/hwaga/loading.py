@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 SHIPPED = Path(__file__).parent / "shipped"
-PIPELINES = {"DDPMPipeline": "ddpm", "DDIMPipeline": "ddpm", "UNet2DModel": "ddpm"}  # public class: system
+PIPELINES = {  # public class: system
+    "AutoencoderKL": "vae", "DDPMPipeline": "ddpm", "DDIMPipeline": "ddpm", "UNet2DModel": "ddpm", "VQModel": "vqgan",
+}  # fmt: skip
 HASHED_BELOW = 64 * 2**20  # files up to this many bytes are held against their hash at each load
 
 
@@ -38,13 +40,15 @@ def load(
 ) -> System:
     """The model at `source`, ready to sample.
 
-    source: a local path (a run, a saved model, a public folder), then a shipped name (openmoji/ddpm), then a hub id.
+    source: a local path (a run, a saved model, a public folder, a single public file), then a shipped name (openmoji/ddpm),
+    then a hub id.
     device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1". dtype: "auto" (float32 on a CPU, bfloat16 on a GPU),
     "float32", "bfloat16", "float16". components: {name: source} to put in another's place. memory: a budget such as "8GB";
     what would not fit is refused. compile: hand the networks to torch.compile. weights: "ema" or "raw" of files that hold both.
 
     InputError for what cannot be loaded, with the reason; WorkError where a hub cannot be reached.
     """
+    from .formats.single import in_release
     from .precision import choose_device, choose_dtype
 
     place, _ = choose_device(device)
@@ -56,8 +60,12 @@ def load(
         raise unknown("weights", weights, ("ema", "raw"))
     if weights == "raw":
         raise InputError(f"weights='raw': {name} holds the averaged weights alone; leave weights out")
-    if (folder / "model.json").is_file():
+    if folder.is_file():
+        system = _file(folder, kept, place, components or {})
+    elif (folder / "model.json").is_file():
         system = _saved(folder, kept, place)
+    elif (released := in_release(folder)) is not None:
+        system = _file(released, kept, place, components or {})
     else:
         system = _public(folder, kept, place)
     system.about.name = name
@@ -82,7 +90,7 @@ def _is_system(folder: Path) -> bool:
 
 
 def _find(source: str | Path) -> tuple[str, Path]:
-    """The name to remember and the folder to read."""
+    """The name to remember and the folder, or the single file, to read."""
     text, path = str(source), Path(source).expanduser()
     if path.is_dir():
         if (path / "recipe.yaml").is_file() and not (path / "model.json").is_file():
@@ -93,9 +101,7 @@ def _find(source: str | Path) -> tuple[str, Path]:
                 )
         return str(path.resolve()), path
     if path.is_file():
-        raise InputError(
-            f"{source} is a single file; this version loads folders: a run, a saved model, a public folder"
-        )
+        return str(path.resolve()), path
     if text.startswith("openmoji/"):
         if text not in shipped():
             raise unknown("model", text, shipped())
@@ -146,6 +152,8 @@ def _saved(folder: Path, dtype: torch.dtype, device: torch.device) -> System:
     parts = card.get("components")
     networks = {}
     for name, network_config in cls.network_configs(config).items():
+        if name in cls.trains_with and isinstance(parts, dict) and name not in parts:
+            continue
         if not isinstance(parts, dict) or not isinstance(parts.get(name), dict):
             raise InputError(f"{where} says nothing of the component {name!r}")
         networks[name] = _component(folder, name, parts[name], network_config, dtype, device)
@@ -174,20 +182,35 @@ def _component(folder: Path, name: str, entry: Mapping[str, Any], config: Any, d
 
 
 def _public(folder: Path, dtype: torch.dtype, device: torch.device) -> System:
-    from .formats.folders import kind_of
+    from .formats.folders import kind_of, lone_component
     from .systems import find
 
     kind = kind_of(folder)
+    if kind not in PIPELINES and (lone := lone_component(folder)) is not None:
+        kind = kind_of(folder / lone)
     if kind is None:
         raise InputError(
             f"{folder} holds no model: neither model.json (a saved model) nor model_index.json or config.json (a public folder)"
         )
     if kind not in PIPELINES:
         raise InputError(f"{folder} holds a {kind}; this version loads {', '.join(PIPELINES)}")
-    system = find(PIPELINES[kind]).from_diffusers(folder, dtype, device)  # type: ignore[attr-defined]
+    system = find(PIPELINES[kind]).from_diffusers(folder, dtype, device)
     files = sorted(f for f in folder.rglob("*.safetensors") if f.is_file())
     if sum(f.stat().st_size for f in files) <= HASHED_BELOW:
         system.about.sha256 = hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
+    return system
+
+
+def _file(path: Path, dtype: torch.dtype, device: torch.device, components: Mapping[str, str | Path]) -> System:
+    """A single public file; what it is is told by its content."""
+    from .formats import single
+    from .systems import find
+
+    tensors = single.read(path)
+    rule = single.recognise(path, tensors)
+    system = find(rule.system).from_file(path, tensors, dtype, device, components)
+    if path.stat().st_size <= HASHED_BELOW:
+        system.about.sha256 = sha256(path)
     return system
 
 

@@ -33,9 +33,12 @@ def measure(
     if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 2):
         raise InputError(f"n={n!r}: a whole number of at least 2 pictures is needed")
     painter = _painter(samples)
-    if "bits" in metrics and not hasattr(painter, "bits"):
+    if "bits" in metrics and not getattr(painter, "tells_bits", False):
         who = painter.title if painter is not None else "a folder of pictures"
         raise InputError(f"metric 'bits' is a likelihood, and {who} has none; leave it out")
+    if "codes" in metrics and not hasattr(painter, "codebook_use"):
+        who = painter.title if painter is not None else "a folder of pictures"
+        raise InputError(f"metric 'codes' is the use of a codebook, and {who} has none; leave it out")
     config = _data_config(reference, samples, painter)
     real = reference if isinstance(reference, Dataset) else open_data(config, split)
     if len(real) < 2:
@@ -64,24 +67,29 @@ def measure(
         values, how = _bits(painter, real, seed, progress)
         found.values.update(values)
         found.card["bits"] = how
+    if "codes" in metrics:
+        found.values.update(_codes(painter, real))
+        found.card["codes"] = {"pictures": len(real)}
     return found
 
 
 def _bits(painter: Any, real: Dataset, seed: int, progress: Any) -> tuple[dict[str, float], dict[str, int]]:
-    """The variational bound on the real pictures and its terms, in bits a dimension, and how it was measured."""
+    """The bound on the likelihood of real pictures and its terms, in bits a dimension, and how it was measured."""
     import torch
 
     chosen = np.random.default_rng(seed).permutation(len(real))[:BITS_PICTURES]
     image = torch.from_numpy(real.pixels(chosen)).float() / 255
     labels = None if real.labels is None or not painter.label_count() else torch.from_numpy(real.labels[chosen])
     found, indices = painter.bits(image, labels, seed, BITS_INDICES, progress)
-    values = {
-        "bits": found.total,
-        "bits_prior": found.prior,
-        "bits_steps": found.steps.sum(1),
-        "bits_decoder": found.decoder,
-    }
-    return {k: float(v.mean()) for k, v in values.items()}, {"pictures": len(chosen), "indices": indices}
+    return {k: float(v.mean()) for k, v in found.named().items()}, {"pictures": len(chosen), "indices": indices}
+
+
+def _codes(painter: Any, real: Dataset) -> dict[str, float]:
+    """How many codes the real pictures have, their share of all, and the perplexity."""
+    import torch
+
+    used: dict[str, float] = painter.codebook_use(torch.from_numpy(real.pixels(np.arange(len(real)))).float() / 255)
+    return used
 
 
 def _painter(samples: Any) -> Any:

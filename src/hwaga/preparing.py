@@ -136,16 +136,18 @@ def data_lines(data: Dataset) -> list[str]:
 def start_from(system: System, source: str, say: Say) -> None:
     """Takes the weights of a trained model wherever names and shapes agree, and says which layers are new.
 
-    InputError if a network has nothing in common with it.
+    A network that it lacks (a public file's adversary) begins anew. InputError if a network has nothing in common with it.
     """
     from .loading import load
 
     old = load(source, device="cpu", dtype="float32")
+    if not set(old.networks) & set(system.networks):
+        mine, theirs = ", ".join(system.networks), ", ".join(old.networks)
+        raise InputError(f"training.start_from={source!r} has no network of this recipe ({mine}); it has {theirs}")
     for name, network in system.networks.items():
         if name not in old.networks:
-            raise InputError(
-                f"training.start_from={source!r} has no network {name!r}; it has {', '.join(old.networks)}"
-            )
+            say(f"{name}: new, as {source} has none of that name")
+            continue
         own, given = network.state_dict(), old.networks[name].state_dict()
         same = {key: value for key, value in given.items() if key in own and own[key].shape == value.shape}
         new = [key for key in own if key not in same]
@@ -237,7 +239,7 @@ def _seconds(recipe: Recipe, system: System, data: Dataset, chosen: Chosen) -> d
         config: TrainingConfig = recipe.training.for_stage(stage.name)
         count = min(8, config.batch_size)
         batch = on(_sample(data)(count), chosen.device)
-        draw = StepDraw(0, stage.name, 0, whole=count, device=chosen.device)
+        draw = StepDraw(0, stage.name, config.steps - 1, whole=count, device=chosen.device)
         spent = 0.0
         for objective in stage.objectives:
             for _ in range(2):

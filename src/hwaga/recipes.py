@@ -17,7 +17,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
@@ -279,10 +279,13 @@ def sentence(found: Any, model: type[BaseModel], values: Any, prefix: str = "") 
             path.append(str(part))
     key = ".".join([prefix, *path] if prefix else path) or "the whole"
     if found["type"] == "extra_forbidden":
-        known = [name for name in _fields_at(model, path[:-1]) if name != "stages"]
+        known = [name for name in _fields_at(model, path[:-1], found["loc"]) if name != "stages"]
         return f"{key} is unknown; known here are {', '.join(known)}{_near(path[-1], known, key.rpartition('.')[0])}"
     if found["type"] == "missing":
         return f"{key} is missing" + ("; right would be for example system: ddpm" if key == "system" else "")
+    if found["type"] == "union_tag_invalid":  # one of several shapes, which a key names
+        told = found["ctx"]
+        return f"{key}.{told['discriminator'].strip(chr(39))}={told['tag']!r}: should be one of {told['expected_tags']}"
     message = found["msg"].removeprefix("Value error, ").removeprefix("Input ")
     message = re.sub(r"valid dictionary( or instance of \w+)?", "mapping of keys to values", message)
     message = re.sub(r"\b[Tt]uple\b", "list", message).replace("valid list", "list").replace(" after validation", "")
@@ -292,15 +295,22 @@ def sentence(found: Any, model: type[BaseModel], values: Any, prefix: str = "") 
     return f"{key}{shown}: {message}"
 
 
-def _fields_at(model: Any, path: list[str]) -> list[str]:
-    """The fields of the model that stands at a path below another; list positions are walked through."""
+def _fields_at(model: Any, path: list[str], told: Sequence[Any]) -> list[str]:
+    """The fields of the model that stands at a path below another; list positions are walked through. Of several shapes
+    it is the one whose tag stands in `told`, the place as pydantic tells it."""
     for part in path:
         if part.isdecimal():
             continue
         field = getattr(model, "model_fields", {}).get(part)
         inner = [field.annotation, *get_args(field.annotation)] if field else [model]  # a stage's own values
-        model = next((kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel)), model)
+        kinds = [kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        tagged = [kind for kind in kinds if {field.default for field in _named(kind)} & set(told)]
+        model = next(iter([*tagged, *kinds]), model)
     return list(model.model_fields)
+
+
+def _named(kind: type[BaseModel]) -> list[Any]:
+    return [field for field in kind.model_fields.values() if isinstance(field.default, str)]
 
 
 def _near(name: str, known: list[str], prefix: str = "") -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .errors import InputError, unknown
-from .files import sha256, whole_folder, write_json, write_tensors, write_text
+from .files import sha256, whole_file, whole_folder, write_json, write_tensors, write_text
 from .loading import FORMAT, load
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from .systems.base import System
 
-FORMATS = ("hwaga", "diffusers")
+FORMATS = ("hwaga", "diffusers", "single")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -27,23 +27,30 @@ def save(
     weights: Mapping[str, Mapping[str, Tensor]] | None = None,
     replace: bool = False,
     dtype: Any = None,
+    training: bool = True,
 ) -> Path:
     """Writes a folder that `load` reads: a folder a component, and last `model.json` with the hashes of all files.
 
     weights: {network: {name: tensor}} to write in place of the networks' own (averaged ones, say). dtype: to store floating
-    tensors in. An existing folder is an InputError unless `replace`.
+    tensors in. training: with the networks that training alone needs (a discriminator beside an autoencoder). An existing
+    folder is an InputError unless `replace`.
     """
+    from .weights.fill import precise
+
     with whole_folder(folder, replace=replace) as part:
         components: dict[str, Any] = {}
         for name, network in system.networks.items():
+            if name in system.trains_with and not training:
+                continue
             place = part / name
             place.mkdir()
             config = network.config.model_dump(mode="json")  # type: ignore[union-attr,operator]
             write_json(place / "config.json", {"network": type(network).__name__, **config})
             tensors = dict((weights or {}).get(name) or network.state_dict())
-            stored = {}
+            stored, exact = {}, precise(network)
             for key, value in tensors.items():
-                keep = dtype if dtype is not None and value.is_floating_point() else value.dtype
+                half = dtype is not None and value.is_floating_point() and key not in exact
+                keep = dtype if half else value.dtype
                 stored[key] = value.detach().to(keep)
             write_tensors(place / "model.safetensors", stored)
             components[name] = {"files": {f.name: sha256(f) for f in sorted(place.iterdir())}}
@@ -61,7 +68,11 @@ def save(
 
 
 def export(system: System, folder: str | Path, format: str = "diffusers") -> Path:
-    """Writes a public layout: the one that was loaded, if it was; InputError where the network has none."""
+    """Writes a public layout: the one that was loaded, if it was; InputError where the network has none.
+
+    format: "diffusers" (a folder), "single" (`folder` is then the name of one .safetensors file, with the names of the
+    original authors), "hwaga" (as `save`).
+    """
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
     if format == "hwaga":
@@ -70,6 +81,8 @@ def export(system: System, folder: str | Path, format: str = "diffusers") -> Pat
         raise InputError(
             f"{system.title} has no {format} layout; it can be exported to: {', '.join(system.formats) or 'none'}"
         )
+    if format == "single":
+        return _single(system, Path(folder))
     with whole_folder(folder) as part:
         system.to_diffusers(part)
         if system.about.data_licence:
@@ -77,10 +90,21 @@ def export(system: System, folder: str | Path, format: str = "diffusers") -> Pat
     return Path(folder)
 
 
+def _single(system: System, file: Path) -> Path:
+    if file.suffix != ".safetensors":
+        raise InputError(f"{file}: a single file's name ends in .safetensors")
+    if file.exists():
+        raise InputError(f"{file} exists already; name a new file")
+    with whole_file(file) as part:
+        system.to_file(part)
+    return file
+
+
 def convert(source: str | Path, dest: str | Path, to: str, dtype: str | None = None) -> Path:
     """Loads a model and writes it in another format, tensors in the dtype that they were stored in.
 
-    dtype: another type to store them in (our own format only): float16 halves the file.
+    dtype: another type to store them in (our own format only): float16 halves the file. Networks that training alone needs
+    are then left out too: this is the form in which weights are given away.
     """
     if to not in FORMATS:
         raise unknown("format", to, FORMATS)
@@ -92,7 +116,7 @@ def convert(source: str | Path, dest: str | Path, to: str, dtype: str | None = N
         raise InputError(f"dtype={dtype!r} with to={to!r}: only hwaga's own format stores another type")
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
-    return save(load(source, device="cpu", dtype="float32"), dest, dtype=getattr(torch, dtype))
+    return save(load(source, device="cpu", dtype="float32"), dest, dtype=getattr(torch, dtype), training=False)
 
 
 def licence_text(system: System) -> str:

@@ -12,8 +12,10 @@ from ..errors import InputError
 
 def convert(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="A run, a saved model, a public folder or file.")],
-    dest: Annotated[Path, typer.Argument(metavar="DEST", help="The new folder.")],
-    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="diffusers (the public layout) or hwaga.")],
+    dest: Annotated[Path, typer.Argument(metavar="DEST", help="The new folder (single: the new .safetensors file).")],
+    to: Annotated[
+        str, typer.Option("--to", metavar="FORMAT", help="diffusers (the public folder), single (one file), hwaga.")
+    ],
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16, float16: how our own format stores tensors (as they were).")
     ] = None,

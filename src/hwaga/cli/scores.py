@@ -85,6 +85,14 @@ MEANINGS = {
         "bits_decoder",
         "of it the last step",
     ),
+    "codes": Meaning(
+        "codes in use",
+        "more is better",
+        "high",
+        "How many codes of its codebook a tokenizer uses for the held-out pictures.",
+        "codes_perplexity",
+        "perplexity",
+    ),
     "seconds_a_picture": Meaning("seconds a picture", "lower is faster", "", "What painting one takes."),
 }
 

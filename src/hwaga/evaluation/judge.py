@@ -1,6 +1,8 @@
-"""Trains the small network that judges drawings, from a recipe of its own.
+"""Trains the small networks that see drawings, each from a recipe of its own: the judge, and the one that systems are
+trained through (`kind: plain`, see networks/perceptual.py), which never judges.
 
     python -m hwaga.evaluation.judge recipes/openmoji/features.yaml --out FOLDER
+    python -m hwaga.evaluation.judge recipes/openmoji/perceptual.yaml --out FOLDER
 
 A classifier of OpenMoji's subgroups on the training split alone: cross-entropy with label smoothing, AdamW with warm-up
 and a cosine, small shifts, scales, rotations and changes of colour, an average of the weights. A second output, dropped
@@ -18,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -30,8 +32,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..networks.features import FeatureNetwork
+    from ..networks.perceptual import PlainNetwork
     from .augmentation import Augmentation, Lesson
 
+    Network = FeatureNetwork | PlainNetwork
 
 _SETTLING = 40  # batches that the norms are made anew from
 
@@ -50,8 +54,10 @@ class JudgeTraining(BaseModel, frozen=True, extra="forbid"):
 
 
 class JudgeNetwork(BaseModel, frozen=True, extra="forbid"):
-    """Sizes of the network (`networks.features.FeaturesConfig`; the number of classes comes from the data)."""
+    """Sizes of the network (`networks.features.FeaturesConfig`, or `networks.perceptual.PlainConfig` of kind `plain`;
+    the number of classes comes from the data)."""
 
+    kind: Literal["residual", "plain"] = "residual"
     channels: tuple[int, ...] = (48, 96, 160)
     blocks: int = 1
     features: int = Field(default=64, ge=1, le=64)
@@ -97,7 +103,7 @@ def train_network(
     network: JudgeNetwork,
     training: JudgeTraining,
     report: Callable[[int, float], None] | None = None,
-) -> FeatureNetwork:
+) -> Network:
     """The averaged network after `training.steps` steps, in evaluation mode.
 
     pixels (N, 3, s, s) uint8, labels (N,) in 0 ... classes - 1; `report(step, loss)` is called every 50 steps.
@@ -109,19 +115,15 @@ def train_network(
 
     from ..layers.initialise import build_on
     from ..networks.features import FeaturesConfig, initialise
+    from ..networks.perceptual import PlainConfig
     from .augmentation import KINDS, lesson
 
     if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[2] != pixels.shape[3] or pixels.dtype != np.uint8:
         raise InputError(f"pixels {pixels.dtype}{pixels.shape}: want uint8 square pictures (N, 3, s, s)")
     if len(labels) != len(pixels) or labels.min() < 0 or labels.max() >= classes:
         raise InputError(f"labels: want {len(pixels)} of them in 0 ... {classes - 1}")
-    config = FeaturesConfig(
-        size=pixels.shape[-1],
-        channels=network.channels,
-        blocks=network.blocks,
-        features=network.features,
-        classes=classes,
-    )
+    sizes: dict[str, Any] = {**network.model_dump(exclude={"kind"}), "size": pixels.shape[-1], "classes": classes}
+    config = PlainConfig(**sizes) if network.kind == "plain" else FeaturesConfig(**sizes)
     how = _augmentation(training)
     generator = torch.Generator().manual_seed(training.seed)
     rng = np.random.default_rng(training.seed)
@@ -158,7 +160,9 @@ def train_network(
         loss = F.cross_entropy(said.logits, now.target)
         loss = loss + training.damage_weight * F.cross_entropy(tell(said.features), now.damage)
         if not math.isfinite(loss.item()):
-            raise WorkError(f"training of the judging network: the loss is not finite at step {step}; nothing is kept")
+            raise WorkError(
+                f"training of the network that sees: the loss is not finite at step {step}; nothing is kept"
+            )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -194,7 +198,7 @@ def _stream(length: int, batch_size: int, rng: np.random.Generator) -> Iterator[
         rest = rest[batch_size:]
 
 
-def _settle_norms(network: FeatureNetwork, batches: Iterable[Tensor]) -> None:
+def _settle_norms(network: Network, batches: Iterable[Tensor]) -> None:
     """Means and variances of the averaged network's norms, made anew over pictures as it learned from them."""
     import torch
 
@@ -208,7 +212,7 @@ def _settle_norms(network: FeatureNetwork, batches: Iterable[Tensor]) -> None:
             network(batch)
 
 
-def accuracy(network: FeatureNetwork, pixels: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def accuracy(network: Network, pixels: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Shares of pictures whose class is the first guess (`top1`) or among the first five (`top5`)."""
     import torch
 
@@ -224,10 +228,13 @@ def accuracy(network: FeatureNetwork, pixels: np.ndarray, labels: np.ndarray) ->
     }
 
 
-def save_network(network: FeatureNetwork, folder: str | Path, about: dict[str, Any], replace: bool = False) -> None:
+def save_network(network: Network, folder: str | Path, about: dict[str, Any], replace: bool = False) -> None:
     """A folder with config.json, model.safetensors (matrices in float16) and model.json, whose hashes come last."""
     import torch
 
+    from ..networks.perceptual import PlainNetwork, folded
+
+    network, kind = (folded(network), "perceptual") if isinstance(network, PlainNetwork) else (network, "features")
     state = {
         name: value.half() if value.ndim > 1 else value
         for name, value in network.state_dict().items()
@@ -237,7 +244,7 @@ def save_network(network: FeatureNetwork, folder: str | Path, about: dict[str, A
         files.write_json(part / "config.json", network.config.model_dump(mode="json"))
         files.write_tensors(part / "model.safetensors", state)
         hashes = {name: files.sha256(part / name) for name in ("config.json", "model.safetensors")}
-        files.write_json(part / "model.json", {"format": 1, "kind": "features", **about, "files": hashes})
+        files.write_json(part / "model.json", {"format": 1, "kind": kind, **about, "files": hashes})
 
 
 def train_features(

@@ -69,6 +69,15 @@ def kind_of(folder: str | Path) -> str | None:
     return None
 
 
+def lone_component(folder: str | Path) -> str | None:
+    """The name of the one sub-folder that holds a public network, where the folder itself holds none and there is no other."""
+    folder = Path(folder)
+    if not folder.is_dir() or (folder / "config.json").is_file():
+        return None
+    found = [entry.name for entry in sorted(folder.iterdir()) if entry.is_dir() and (entry / "config.json").is_file()]
+    return found[0] if len(found) == 1 else None
+
+
 def write_component(place: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """config.json and diffusion_pytorch_model.safetensors of one network, into an existing folder that is not yet in use."""
     place.mkdir(parents=True, exist_ok=True)

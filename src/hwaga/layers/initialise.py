@@ -23,6 +23,16 @@ def variance_scaling(weight: Tensor, generator: torch.Generator, scale: float = 
         weight.uniform_(-bound, bound, generator=generator)
 
 
+def normal(std: float) -> Callable[[Tensor, torch.Generator], None]:
+    """Weights from a normal distribution of mean 0 and this standard deviation."""
+
+    def fill(weight: Tensor, generator: torch.Generator) -> None:
+        with torch.no_grad():
+            weight.normal_(std=std, generator=generator)
+
+    return fill
+
+
 def initialise(
     module: nn.Module,
     generator: torch.Generator,
@@ -30,7 +40,9 @@ def initialise(
     zero: Iterable[nn.Module] = (),
 ) -> None:
     """Fills every parameter: linear and convolution weights by `weight`, those of the modules in `zero` with 0, biases
-    with 0, norms with the identity, embeddings from a standard normal. TypeError on a parameter of any other module."""
+    with 0, norms with the identity (batch norms forget what they saw), embeddings from a standard normal. A module that
+    begins itself, or what it has beside its weights, says so by a method `reset_state(generator)`. TypeError on a
+    parameter of any other module."""
     zeros = set(zero)
     with torch.no_grad():
         for part in module.modules():
@@ -44,8 +56,14 @@ def initialise(
                 if part.elementwise_affine if isinstance(part, nn.LayerNorm) else part.affine:
                     part.weight.fill_(1.0)
                     part.bias.zero_()
+            elif isinstance(part, nn.modules.batchnorm._BatchNorm):
+                part.reset_parameters()  # draws nothing
+            elif hasattr(part, "reset_state"):
+                pass
             elif names := [name for name, _ in part.named_parameters(recurse=False)]:
                 raise TypeError(f"{type(part).__name__} has parameters {names} that nothing here knows how to begin")
+            if hasattr(part, "reset_state"):
+                part.reset_state(generator)  # type: ignore[operator]
 
 
 def build_on(config: object, device: str = "cpu") -> nn.Module:

@@ -1,4 +1,5 @@
-"""The residual block of convolutional diffusion networks, and the steps between resolutions."""
+"""The residual block of convolutional networks (diffusion's with a time, autoencoders' without), and the steps between
+resolutions."""
 
 from __future__ import annotations
 
@@ -13,31 +14,34 @@ class ResnetBlock(nn.Module):
     """norm, SiLU, conv, + time, norm, SiLU, dropout, conv; plus the input (through a 1 x 1 where channels change).
 
     With `scale_shift` the time vector scales and shifts the second norm's output instead of being added (Dhariwal and
-    Nichol 2021, section 3). Source: Ho et al. 2020, appendix B.
+    Nichol 2021, section 3). `time_width=None`: no time enters (autoencoders). Source: Ho et al. 2020, appendix B.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, time_width: int, *, groups: int, eps: float, dropout: float = 0.0,
+        self, in_channels: int, out_channels: int, time_width: int | None, *, groups: int, eps: float, dropout: float = 0.0,
         scale_shift: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.scale_shift = scale_shift
         self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
         self.conv1 = Conv2d(in_channels, out_channels, 3, padding=1)
-        self.time_emb_proj = nn.Linear(time_width, out_channels * (2 if scale_shift else 1))
+        self.time_emb_proj = nn.Linear(time_width, out_channels * (2 if scale_shift else 1)) if time_width else None
         self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
-    def forward(self, x: Float[Tensor, "n i h w"], time: Float[Tensor, "n t"]) -> Float[Tensor, "n o h w"]:
+    def forward(
+        self, x: Float[Tensor, "n i h w"], time: Float[Tensor, "n t"] | None = None
+    ) -> Float[Tensor, "n o h w"]:
         h = self.conv1(silu(self.norm1(x)))
-        time = self.time_emb_proj(silu(time))[:, :, None, None]
-        if self.scale_shift:
-            scale, shift = time.chunk(2, dim=1)
+        if self.time_emb_proj is None or time is None:
+            h = self.norm2(h)
+        elif self.scale_shift:
+            scale, shift = self.time_emb_proj(silu(time))[:, :, None, None].chunk(2, dim=1)
             h = self.norm2(h) * (1 + scale) + shift
         else:
-            h = self.norm2(h + time)
+            h = self.norm2(h + self.time_emb_proj(silu(time))[:, :, None, None])
         h = self.conv2(self.dropout(silu(h)))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 

@@ -6,7 +6,7 @@ average pooling before the 1 x 1 shortcut as He et al. 2019 ("Bag of tricks", Re
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,9 @@ class FeaturesConfig(BaseModel, frozen=True, extra="forbid"):
 
     def build(self) -> FeatureNetwork:
         return FeatureNetwork(self)
+
+
+Seeing = TypeVar("Seeing", bound=nn.Module)
 
 
 class Judged(NamedTuple):
@@ -85,8 +88,9 @@ class FeatureNetwork(nn.Module):
         return Judged(features, self.classify(features))
 
 
-def initialise(network: FeatureNetwork, generator: torch.Generator) -> FeatureNetwork:
-    """Fresh weights (He et al. 2015) drawn from `generator` alone; the network may come from `layers.build_on`."""
+def initialise(network: Seeing, generator: torch.Generator) -> Seeing:
+    """Fresh weights (He et al. 2015) drawn from `generator` alone; the network has `embed` and `classify`, and may come from
+    `layers.build_on`."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
@@ -94,8 +98,9 @@ def initialise(network: FeatureNetwork, generator: torch.Generator) -> FeatureNe
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):
             module.reset_parameters()  # draws nothing
-    nn.init.normal_(network.embed.weight, std=network.embed.in_features**-0.5, generator=generator)
-    nn.init.normal_(network.classify.weight, std=network.classify.in_features**-0.5, generator=generator)
+    for last in (network.embed, network.classify):
+        assert isinstance(last, nn.Linear)
+        nn.init.normal_(last.weight, std=last.in_features**-0.5, generator=generator)
     for module in network.modules():
         if isinstance(module, _Block):
             nn.init.zeros_(module.norm2.weight)  # each block starts as its shortcut (Goyal et al. 2017)

@@ -83,6 +83,11 @@ class Bound:
     def total(self) -> Tensor:
         return self.prior + self.steps.sum(1) + self.decoder
 
+    def named(self) -> dict[str, Tensor]:
+        """The total and its three parts, by the names that scores have."""
+        parts = {"bits_prior": self.prior, "bits_steps": self.steps.sum(1), "bits_decoder": self.decoder}
+        return {"bits": self.total, **parts}
+
 
 def bound(
     denoise: Denoise, process: GaussianDiffusion, x0: Tensor, noise: Noise, *, indices: Sequence[int] | None = None,

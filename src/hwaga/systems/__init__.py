@@ -15,7 +15,13 @@ from ..errors import unknown
 if TYPE_CHECKING:
     from .base import System
 
-ROOMS = {"ddpm": ("ddpm", "DDPM")}  # name: (module, class)
+ROOMS = {
+    "vae": ("vae", "VAE"),
+    "ddpm": ("ddpm", "DDPM"),
+    "gan": ("gan", "GAN"),
+    "vqgan": ("vqgan", "VQGAN"),
+    "stylegan": ("stylegan", "StyleGAN"),
+}  # name: (module, class)
 
 
 def find(name: str) -> type[System]:

@@ -30,8 +30,10 @@ from ..layers.initialise import build_on
 from ..provenance import attach, record
 from ..samplers import SAMPLERS
 from ..samplers.noise import from_seed, replayed, stream
-from .pictures import to_pil
+from .pictures import read_picture, read_pictures, to_inside, to_pil
+from .sources import kept
 
+INPUTS = ("label", "image", "mask", "strength", "fit_image", "keep_unmasked", "control")  # kept as they were given
 COMMON = ("n", "size", "seed", "noise", "callback", "output", "progress")  # what every system takes
 
 
@@ -58,10 +60,10 @@ PIXELS_A_BATCH = 2**18  # pictures are painted in batches of about as many pixel
 
 @dataclass(frozen=True)
 class Defaults:
-    """What `None` means for a model."""
+    """What `None` means for a model. A system that walks no grid of points (a GAN, a VAE) has no sampler and no steps."""
 
-    sampler: str
-    steps: Mapping[str, int]  # by sampler
+    sampler: str = ""
+    steps: Mapping[str, int] = field(default_factory=dict)  # by sampler
     guidance_scale: float = 1.0
     sampler_options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -117,6 +119,7 @@ class System:
     takes: ClassVar[tuple[str, ...]]  # of the keywords of `sample`, beside those that every system takes
     own: ClassVar[Mapping[str, str]] = {}  # the system's own keywords, each with a line of explanation
     formats: ClassVar[tuple[str, ...]] = ()  # public formats that load and save
+    trains_with: ClassVar[tuple[str, ...]] = ()  # networks that training alone needs: a model that paints may lack them
     Config: ClassVar[type[BaseModel]]
 
     def __init__(self, config: Any, networks: Mapping[str, nn.Module], about: About) -> None:
@@ -146,11 +149,11 @@ class System:
 
     def defaults(self) -> Defaults:
         """What `None` means for sampler, steps, guidance_scale."""
-        raise NotImplementedError
+        return Defaults()
 
     def samplers(self) -> tuple[str, ...]:
-        """The names of the samplers that fit."""
-        raise NotImplementedError
+        """The names of the samplers that fit; none where nothing walks a grid."""
+        return ()
 
     def factor(self) -> int:
         """What height and width are multiples of."""
@@ -160,6 +163,15 @@ class System:
         """Number of classes C; 0 without."""
         return len(self.about.classes)
 
+    def how_many(self, n: int, given: Mapping[str, Any]) -> int:
+        """How many pictures a call paints: n, unless something given settles it (one for each source picture)."""
+        return n
+
+    @property
+    def tells_bits(self) -> bool:
+        """Whether `bits` measures a likelihood of pictures."""
+        return hasattr(self, "bits")
+
     def check(self, request: Request) -> None:
         """Raises InputError for what this system cannot do; called before anything is painted."""
 
@@ -167,8 +179,34 @@ class System:
         """Pictures in about [-1, 1] of one batch of a call."""
         raise NotImplementedError
 
+    def latents_of(self, x: Float[Tensor, "n 3 h w"]) -> Tensor:
+        """What `encode` gives for pictures in [-1, 1]: latents float32 (the posterior's mean, as a diffusion sees it), or
+        int64 codes (n, y, x). Systems that have an autoencoder say how."""
+        raise InputError(f"{self.title} has no autoencoder, so it encodes and decodes nothing")
+
+    def pictures_of(self, latents: Tensor) -> Float[Tensor, "n 3 h w"]:
+        """What `decode` gives, in about [-1, 1]. InputError for latents of a wrong shape or dtype, codes out of range."""
+        raise InputError(f"{self.title} has no autoencoder, so it encodes and decodes nothing")
+
+    @classmethod
+    def from_diffusers(cls, path: Path, dtype: torch.dtype, device: torch.device) -> Self:
+        """The system of a public folder; which classes lead here is said in `loading.PIPELINES`."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_file(
+        cls, path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device,
+        components: Mapping[str, Any],
+    ) -> Self:  # fmt: skip
+        """The system of a single public file whose tensors were recognised by `formats/single.py`."""
+        raise NotImplementedError
+
     def to_diffusers(self, folder: Path) -> None:
         """Writes the public layout into an empty folder; InputError where the networks have none."""
+        raise NotImplementedError
+
+    def to_file(self, path: Path) -> None:
+        """Writes the single safetensors file with the original authors' names; InputError where there is no such."""
         raise NotImplementedError
 
     # ------------------------------------------------------------------------------------------------------------- making
@@ -207,6 +245,7 @@ class System:
             if part not in networks:
                 networks[part] = build_on(network_config)
                 networks[part].initialise(stream(seed, "weights", part))  # type: ignore[operator]
+                networks[part].eval()  # as a loaded one is: training switches it over for its own time
         memory = {"size": size, "classes": tuple(classes), "label_counts": tuple(label_counts), **(about or {})}
         return cls(full, networks, About(**memory))
 
@@ -251,6 +290,7 @@ class System:
             "prompt": prompt, "negative_prompt": negative_prompt, "label": label, "steps": steps, "sampler": sampler,
             "sampler_options": sampler_options, "guidance_scale": guidance_scale, "image": image, "mask": mask,
             "strength": strength, "control": control, "control_scale": control_scale,
+            "fit_image": None if fit_image else False, "keep_unmasked": None if keep_unmasked else False,
         }  # fmt: skip
         self._refuse_foreign(given, own)
         if output not in ("pil", "tensor"):
@@ -262,7 +302,21 @@ class System:
             for part in parts:
                 painted.append(self.paint(watched(part, callback, advance, self.dtype)).float().cpu())
         pictures = (torch.cat(painted) / 2 + 0.5).clamp(0, 1)
+        if "mask" in whole.inputs and keep_unmasked:
+            pictures = kept(pictures, whole.inputs.get("image"), whole.inputs["mask"])
         return pictures if output == "tensor" else self._with_provenance(pictures, whole, {**given, **own})
+
+    @torch.no_grad()
+    def encode(self, images: Any) -> Tensor:
+        """Latents or codes, on the CPU, of a (n, 3, h, w) tensor in [0, 1] or of a list of pictures (paths, PIL, arrays)."""
+        return self.latents_of(to_inside(read_pictures("images", images, self.factor())).to(self.device)).cpu()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Float[Tensor, "n 3 h w"]:
+        """Pictures of what `encode` gives: float32 on the CPU, clamped to [0, 1], not rounded."""
+        if not isinstance(latents, Tensor):
+            raise InputError(f"latents={type(latents).__name__}: a tensor, as encode gives it, is needed")
+        return (self.pictures_of(latents.to(self.device)).float().cpu() / 2 + 0.5).clamp(0, 1)
 
     def preview(self, n: int, seed: int = 0) -> Float[Tensor, "n 3 h w"]:
         """Pictures of a fixed seed, in [0, 1], for grids while training."""
@@ -284,19 +338,25 @@ class System:
 
     def _request(self, n: Any, size: Any, seed: Any, noise: Any, given: Mapping[str, Any]) -> Request:
         default = self.defaults()
-        labels, n = listed_labels(given["label"], whole_number("n", n, 1))
-        sampler = default.sampler if given["sampler"] is None else given["sampler"]
+        labels, n = listed_labels(given["label"], self.how_many(whole_number("n", n, 1), given))
         scale = default.guidance_scale if given["guidance_scale"] is None else given["guidance_scale"]
-        options = checked_sampler(sampler, given["sampler_options"] or {}, self.samplers(), default)
+        walk: dict[str, Any] = {"steps": 0, "sampler": "", "sampler_options": {}}
+        if self.samplers():
+            sampler = default.sampler if given["sampler"] is None else given["sampler"]
+            options = checked_sampler(sampler, given["sampler_options"] or {}, self.samplers(), default)
+            steps = default.steps[sampler] if given["steps"] is None else given["steps"]
+            walk = {"steps": whole_number("steps", steps, 1), "sampler": sampler, "sampler_options": options}
         seed = fresh_seed() if seed is None else whole_number("seed", seed, 0)
-        steps = default.steps[sampler] if given["steps"] is None else given["steps"]
+        lost = [name for name in ("mask", "fit_image", "keep_unmasked") if given.get(name) is not None]
+        if lost and given.get("image") is None:
+            raise InputError(f"{lost[0]}= given without image=; it says what becomes of the image")
+        if size is None and given.get("fit_image") is False:
+            size = tuple(read_picture("image", given["image"]).shape[2:])
         return Request(
-            pictures=tuple(range(n)), total=n, size=checked_size(size, self.about.size, self.factor()),
-            steps=whole_number("steps", steps, 1),
-            sampler=sampler, sampler_options=options,
+            pictures=tuple(range(n)), total=n, size=checked_size(size, self.about.size, self.factor()), **walk,
             guidance_scale=number("guidance_scale", scale, -1000, 1000), seed=seed,
             label=self._labels(labels, n, seed), recorded=dict(noise or {}), device=self.device,
-            inputs={k: v for k, v in given.items() if v is not None and (k in self.own or k in ("image", "mask", "strength"))},
+            inputs={k: v for k, v in given.items() if v is not None and (k in self.own or k in INPUTS)},
         )  # fmt: skip
 
     def _labels(self, labels: list[Any] | None, n: int, seed: int) -> Tensor | None:
@@ -311,10 +371,13 @@ class System:
 
     def _with_provenance(self, pictures: Tensor, request: Request, given: Mapping[str, Any]) -> list[Any]:
         about, images = self.about, to_pil(pictures)
+        settled = {
+            "steps": request.steps, "sampler": request.sampler, "sampler_options": dict(request.sampler_options),
+            "guidance_scale": request.guidance_scale,
+        }  # fmt: skip
         call = {
-            **given, "n": request.total, "size": request.size, "seed": request.seed, "steps": request.steps,
-            "sampler": request.sampler, "sampler_options": dict(request.sampler_options),
-            "guidance_scale": request.guidance_scale, "noise": request.recorded or None,
+            **given, "n": request.total, "size": request.size, "seed": request.seed, "noise": request.recorded or None,
+            **{name: value for name, value in settled.items() if name in self.takes},
         }  # fmt: skip
         for i, image in enumerate(images):
             label = None if request.label is None else int(request.label[i])

@@ -57,3 +57,26 @@ def read_picture(name: str, given: Any) -> Float[Tensor, "1 3 h w"]:
             raise InputError(f"{name}= has values outside [0, 1]")
         return tensor
     raise InputError(f"{name}={type(given).__name__}: a path, a PIL image, an array or a tensor is needed")
+
+
+def read_pictures(name: str, given: Any, factor: int = 1) -> Float[Tensor, "n 3 h w"]:
+    """Pictures in [0, 1] of one size, multiples of `factor`: a tensor or array (n, 3, h, w), one picture, or a list of them."""
+    if isinstance(given, (np.ndarray, Tensor)) and given.ndim == 4:
+        pictures = torch.as_tensor(given).float()
+        if not len(pictures) or pictures.shape[1] != 3:
+            raise InputError(f"{name}= has shape {tuple(given.shape)}; (n, 3, h, w) is needed")
+        if not bool(torch.isfinite(pictures).all()) or pictures.min() < 0 or pictures.max() > 1:
+            raise InputError(f"{name}= has values outside [0, 1]")
+    else:
+        one_by_one = given if isinstance(given, (list, tuple)) else [given]
+        if not one_by_one:
+            raise InputError(f"{name}=[]: at least one picture is needed")
+        read = [read_picture(name, one) for one in one_by_one]
+        if len({one.shape for one in read}) > 1:
+            sizes = ", ".join(sorted({f"{one.shape[2]} x {one.shape[3]}" for one in read}))
+            raise InputError(f"{name}= has pictures of several sizes ({sizes}); give those of one size at a time")
+        pictures = torch.cat(read)
+    height, width = pictures.shape[2:]
+    if height % factor or width % factor:
+        raise InputError(f"{name}= has pictures of {height} x {width}; this model needs multiples of {factor}")
+    return pictures

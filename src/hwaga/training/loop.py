@@ -97,7 +97,7 @@ class Trainer:
         self.done += 1
 
     def due(self) -> list[Objective]:
-        return [o for o in self.stage.objectives if self.done % o.every == 0]
+        return [o for o in self.stage.objectives if self.done >= o.begins and self.done % o.every == 0]
 
     def parts(self, indices: np.ndarray, epochs: np.ndarray) -> Iterator[tuple[Batch, StepDraw, float]]:
         """This process's pictures of the step in `accumulation` parts: batch, draw, share of the whole batch."""
@@ -277,14 +277,16 @@ def seed_of(*key: object) -> int:
 class StepDraw:
     """The `interfaces.Draw` of one step, for the pictures `start` ... `start + count - 1` of a whole batch of `whole`.
 
-    ValueError if `shape[0]` is not `count`. One name gives one tensor: two uses need two names.
+    `done`: what it says of the steps that are done, where that is not `step`. ValueError if `shape[0]` is not `count`.
+    One name gives one tensor: two uses need two names.
     """
 
     def __init__(
         self, seed: int, stage: str, step: int | str, *, whole: int, start: int = 0, count: int | None = None,
-        device: torch.device | str = "cpu",
+        device: torch.device | str = "cpu", done: int | None = None,
     ) -> None:  # fmt: skip
         self.key = (seed, stage, step)
+        self.step = int(step) if done is None else done
         self.whole = whole
         self.start = start
         self.count = whole - start if count is None else count

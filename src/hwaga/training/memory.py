@@ -240,7 +240,8 @@ def _peak(stage: Stage, config: TrainingConfig, batch: MakeBatch, count: int, dt
                 alive.ignore([*every, given.image])
                 alive.now = alive.peak = _bytes(given.image)
                 with alive:
-                    draw = StepDraw(0, stage.name, 0, whole=count, device=given.image.device)
+                    last = config.steps - 1  # when everything that begins late has begun
+                    draw = StepDraw(0, stage.name, last, whole=count, device=given.image.device)
                     with torch.autocast(given.image.device.type, dtype, enabled=dtype != torch.float32):
                         terms = objective.loss(given, draw)
                     loss = sum((t.float() for name, t in terms.items() if not name.startswith("_")), torch.zeros(()))

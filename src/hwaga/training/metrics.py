@@ -181,6 +181,9 @@ def loss_stands_still(rows: Sequence[Mapping[str, float]]) -> str | None:
 ALARMS: tuple[Alarm, ...] = (loss_diverges, gradient_spikes, held_out_turns, loss_stands_still)
 """What every stage is watched by, beside its own alarms."""
 
+GAME_ALARMS: tuple[Alarm, ...] = (gradient_spikes,)
+"""The same where objectives play against each other: one's loss rises when the other plays well."""
+
 
 def _names(rows: Sequence[Mapping[str, float]], ending: str, not_in: str = "\x00") -> list[str]:
     recent = rows[-20:]

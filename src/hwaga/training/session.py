@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,8 +29,8 @@ from . import checkpoint as checkpoints
 from .config import TrainingConfig
 from .distributed import World, whole
 from .grid import write_grid
-from .loop import Order, Pictures, Trainer, check
-from .metrics import ALARMS, Metrics
+from .loop import Order, Pictures, Trainer, check, on
+from .metrics import ALARMS, GAME_ALARMS, Metrics
 from .progress import Progress
 from .signals import Stop, stoppable
 from .watching import held_out
@@ -120,6 +121,7 @@ class Session:
                 self._after(trainer)
             self._train(trainer)
             trainer.ema.adopt()
+            self._put(trainer, self._measures(trainer))
             self.finished |= stage.networks
             self.before += config.steps
         self._finish()
@@ -201,7 +203,7 @@ class Session:
 
     def _ring(self, trainer: Trainer, silent: bool = False) -> None:
         if self.metrics is not None:
-            alarms = [*ALARMS, *trainer.stage.alarms]
+            alarms = [*(GAME_ALARMS if trainer.stage.game else ALARMS), *trainer.stage.alarms]
             for says in self.metrics.ring(self.step(trainer), trainer.stage.name, alarms, silent):
                 self.progress.say(f"alarm: {says}")
 
@@ -222,8 +224,28 @@ class Session:
             return
         raw = {name: network.state_dict() for name, network in trainer.stage.networks.items()}
         weights = {n: {k: whole(t) for k, t in w.items()} for n, w in {**raw, **trainer.ema.weights()}.items()}
+        for name, buffers in self._measures(trainer).items():
+            weights[name] |= buffers
         if self.world.main:
             self.save(folder, weights, self.step(trainer))
+
+    def _measures(self, trainer: Trainer) -> Mapping[str, Mapping[str, Tensor]]:
+        """What the stage measures of its model over the training pictures."""
+        if trainer.stage.measures is None:
+            return {}
+        size = max(1, trainer.config.batch_size // trainer.config.accumulation)
+        starts = range(0, len(self.data), size)
+        pictures = (np.arange(start, min(start + size, len(self.data))) for start in starts)
+        with trainer.showing():
+            return trainer.stage.measures(on(self.data.batch(some, None), trainer.device) for some in pictures)
+
+    @staticmethod
+    @torch.no_grad()
+    def _put(trainer: Trainer, measured: Mapping[str, Mapping[str, Tensor]]) -> None:
+        for network, buffers in measured.items():
+            own = dict(trainer.stage.networks[network].named_buffers())
+            for name, value in buffers.items():
+                own[name].copy_(value)
 
     def _after(self, trainer: Trainer) -> None:
         """Held-out losses, scores, `best/`, a grid and the report, where they are due and not there yet."""
@@ -256,11 +278,19 @@ class Session:
             self._measured(trainer, "score.", values)
         if todo["sample"] and self.preview is not None:
             with self.progress.doing("painting samples"), trainer.showing():
-                images = self.preview(config.preview, config.seed)
+                images = self._pictures(trainer, self.preview)
             if self.world.main:
                 write_grid(picture, images, {"step": step, "seed": config.seed, **self.about})
         if todo["report"] and self.report is not None and self.world.main:
             self.report()
+
+    def _pictures(self, trainer: Trainer, preview: Callable[[int, int], Tensor]) -> Tensor:
+        """What a sample grid shows, in [0, 1]."""
+        config, shows = trainer.config, trainer.stage.shows
+        if shows is None or self.held_out is None:
+            return preview(config.preview, config.seed)
+        batch = self.held_out.batch(np.arange(min(config.preview, len(self.held_out))), None)
+        return (shows(on(batch, trainer.device)).float().cpu() / 2 + 0.5).clamp(0, 1)
 
     def _measured(self, trainer: Trainer, kind: str, values: Mapping[str, float]) -> None:
         """Writes a row of held-out losses or scores; before it `best/`, if the leading value is the lowest so far."""

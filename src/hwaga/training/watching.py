@@ -25,7 +25,12 @@ def held_out(trainer: Trainer, data: Pictures, pictures: int) -> dict[str, float
         for start in range(0, count, size):
             indices = np.arange(start, min(start + size, count))
             draw = StepDraw(
-                trainer.config.seed, f"{trainer.stage.name}/held-out", start, whole=len(indices), device=trainer.device
+                trainer.config.seed,
+                f"{trainer.stage.name}/held-out",
+                start,
+                whole=len(indices),
+                device=trainer.device,
+                done=trainer.done,
             )
             with trainer.autocast():
                 losses = trainer.stage.held_out(on(data.batch(indices, None), trainer.device), draw)

@@ -34,11 +34,24 @@ def fill(
     for name, shape in needed.items():
         if shapes[name] != shape:
             raise InputError(f"{where}: {name} has shape {shapes[name]}, but its config asks for {shape}")
-    floating = lambda t: t.to(device=device, dtype=dtype if t.is_floating_point() else None)  # noqa: E731
-    network.load_state_dict({name: floating(tensors[name]) for name in needed}, assign=True)
+    exact = precise(network)
+
+    def placed(name: str) -> Tensor:
+        tensor = tensors[name]
+        kind = None if not tensor.is_floating_point() else torch.float32 if name in exact else dtype
+        return tensor.to(device=device, dtype=kind)
+
+    network.load_state_dict({name: placed(name) for name in needed}, assign=True)
     for parameter in network.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     return network
+
+
+def precise(network: nn.Module) -> set[str]:
+    """Names of the tensors that are float32 whatever the weights are: a module names its own in `precise` (a measured
+    scale, which in half precision would be wrong by the same factor everywhere)."""
+    found = ((prefix, getattr(part, "precise", ())) for prefix, part in network.named_modules())
+    return {f"{prefix}.{name}" if prefix else name for prefix, names in found for name in names}
 
 
 def _some(names: list[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,21 +60,35 @@ class Mapped(Mapping[str, Tensor]):
 
 
 class Renamed(Mapping[str, Tensor]):
-    """Tensors under other names, still lazily: {new name: old name} of a mapping."""
+    """Tensors under other names, still lazily: {new name: old name} of a mapping.
 
-    def __init__(self, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
-        self._tensors, self._names = tensors, dict(names)
-        if isinstance(tensors, Mapped):
-            self.shapes = {new: tensors.shapes[old] for new, old in self._names.items()}
+    flat: new names whose last two sizes, 1 and 1, are dropped (a 1 x 1 convolution that is a matrix here): a view.
+    more: tensors that are held beside them.
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, Tensor], names: Mapping[str, str], flat: Collection[str] = (),
+        more: Mapping[str, Tensor] | None = None,
+    ) -> None:  # fmt: skip
+        self._tensors, self._names, self._flat, self._more = tensors, dict(names), set(flat), dict(more or {})
+        known: Mapping[str, tuple[int, ...]] | None = getattr(tensors, "shapes", None)
+        if known is not None:
+            shapes = {new: known[old] for new, old in self._names.items()}
+            held = {name: tuple(value.shape) for name, value in self._more.items()}
+            self.shapes = {new: shape[:-2] if new in self._flat else shape for new, shape in shapes.items()} | held
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[self._names[name]]
+        if name in self._more:
+            return self._more[name]
+        value = self._tensors[self._names[name]]
+        return value.flatten(-3) if name in self._flat else value
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        yield from self._names
+        yield from self._more
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._names) + len(self._more)
 
 
 def read_folder(folder: str | Path, stems: tuple[str, ...]) -> Mapped | dict[str, Tensor]:
@@ -104,6 +118,27 @@ def read_folder(folder: str | Path, stems: tuple[str, ...]) -> Mapped | dict[str
     )
 
 
+INERT = (
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "pytorch_lightning.callbacks.lr_logger.LearningRateLogger",
+    "pytorch_lightning.callbacks.lr_monitor.LearningRateMonitor",
+    "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
+    "main.ImageLogger",
+    "main.SetupCallback",
+    "main.CUDACallback",
+)
+"""Classes whose names old checkpoints of PyTorch Lightning hold as keys beside the weights; nothing of them is needed, and an
+empty class stands in for each."""
+
+
+class _Inert:
+    """Stands for a class of `INERT`: takes anything and does nothing."""
+
+    def __init__(self, *args: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
 def read_pickled(file: str | Path) -> dict[str, Tensor]:
     """The tensors of a file written by torch.save. Nothing in it is executed: anything but tensors and plain data is refused."""
     import pickle
@@ -113,7 +148,8 @@ def read_pickled(file: str | Path) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols: a refusal says it better
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+            with torch.serialization.safe_globals([(_Inert, name) for name in INERT]):
+                content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except FileNotFoundError:
         raise InputError(f"{file} is missing") from None
     except pickle.UnpicklingError as error:
