@@ -2,9 +2,13 @@
 
     python -m benchmarks.time_to_score --out bench/time
 
-One contestant after the other: trains by the clock (only its steps count: no imports, no data preparation), paints n pictures by
+    python -m benchmarks.time_to_score --out bench/time --pace        first, on an idle machine: seconds a step of each, minutes
+    python -m benchmarks.time_to_score --out bench/time --threads 1   then, on a busy one: hours, one contestant after the other
+
+A contestant's pace is measured first, on an idle machine: the median of its steps (no imports, no data preparation). It then
+trains for as many steps as its minutes hold at that pace, however long they take beside other work, paints n pictures by
 DDIM in the same number of steps from its averaged weights, and is judged against the held-out pictures (Frechet distance over
-that of as many real training pictures). Each row is written as it is done, and is not measured again; trained weights and
+that of as many real training pictures). Each row is written as it is done, and is not measured again; paces, trained weights and
 painted pictures are kept in --out, so that a stopped run goes on from there.
 
 hwaga: recipe openmoji/ddpm, as it is, in float32. denoising-diffusion-pytorch: its Unet (dim 64, its defaults) and one of hwaga's
@@ -17,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -218,12 +223,16 @@ CONTESTANTS: dict[str, Callable[[Dataset, argparse.Namespace], Contestant]] = {
 def contest(key: str, train: Dataset, held_out: Dataset, given: argparse.Namespace) -> dict[str, Any]:
     who = CONTESTANTS[key](train, given)
     folder = given.out / f"{key}-{who.minutes:g}min-seed{given.seed}"
-    told = folder / "training.json"
+    told, paced = folder / "training.json", given.out / "paces" / f"{key}.json"
+    if not paced.is_file():
+        raise SystemExit(f"no pace of {key} in {given.out}; measure it first, on an idle machine: --pace {key}")
     if not told.is_file():
-        print(f"{who.name} ({who.parameters / 1e6:.1f} M): training for {who.minutes:g} minutes", flush=True)
-        trained = training(who)
+        pace = json.loads(paced.read_text())
+        steps = max(1, round(who.minutes * 60 / pace["seconds_a_step"]))
+        print(f"{who.name} ({who.parameters / 1e6:.1f} M): {steps} steps, {who.minutes:g} minutes' worth", flush=True)
+        training(who, steps)
         who.save(folder / "model")
-        told.write_text(json.dumps(trained))
+        told.write_text(json.dumps({"steps": steps, "pictures_seen": steps * who.batch, "pace": pace}))
     paint = who.load(folder / "model")
     places = folder / f"painted-{given.steps}steps"
     places.mkdir(exist_ok=True)
@@ -245,23 +254,31 @@ def contest(key: str, train: Dataset, held_out: Dataset, given: argparse.Namespa
         "batch": who.batch, **json.loads(told.read_text()), "n": given.n, "sampling_steps": given.steps,
         "seed": given.seed, "scores": {k: float(f"{v:.6g}") for k, v in scores.values.items()},
         "intervals": {k: [float(f"{x:.6g}") for x in v] for k, v in scores.intervals.items()},
-        "features": str(scores.card.get("features")), "threads": torch.get_num_threads(),
+        "features": str(scores.card.get("features")),
     }  # fmt: skip
 
 
-def training(who: Contestant) -> dict[str, Any]:
-    """Steps until the time is over; what others took of the machine meanwhile is told, not taken out."""
+def pace(who: Contestant, seconds: float = 40) -> dict[str, Any]:
+    """The median time of a step, of as many as `seconds` hold (five at least); what others took of the machine is told beside."""
     who.step()  # the first one's setting up is not counted on either side
-    watch, spent, steps, told = Disturbance(), 0.0, 1, 0.0
-    while spent < who.minutes * 60:
+    watch, times = Disturbance(), list[float]()
+    while sum(times) < seconds or len(times) < 5:
         begun = time.perf_counter()
         who.step()
-        spent += time.perf_counter() - begun
-        steps += 1
-        if spent - told >= 60:
-            told = spent
-            print(f"  {spent / 60:.0f} min, {steps} steps", flush=True)
-    return {"steps": steps, "pictures_seen": steps * who.batch, "others_took_cores": round(watch.share(), 3)}
+        times.append(time.perf_counter() - begun)
+    return {
+        "seconds_a_step": float(f"{statistics.median(times):.6g}"), "steps_timed": len(times),
+        "threads": torch.get_num_threads(), "others_took_cores": round(watch.share(), 3),
+    }  # fmt: skip
+
+
+def training(who: Contestant, steps: int) -> None:
+    told = time.perf_counter()
+    for k in range(steps):
+        who.step()
+        if time.perf_counter() - told >= 60:
+            told = time.perf_counter()
+            print(f"  {k + 1} of {steps} steps", flush=True)
 
 
 def main() -> None:
@@ -271,6 +288,7 @@ def main() -> None:
     parser.add_argument(
         "--rows", type=Path, default=Path(__file__).with_suffix(".json"), help="where rows are appended"
     )
+    parser.add_argument("--pace", action="store_true", help="measure the pace of each, and train nothing")
     parser.add_argument("--minutes", type=float, default=10, help="hwaga's")
     parser.add_argument("--peer-minutes", type=float, default=30)
     parser.add_argument("--n", type=int, default=500, help="pictures that are judged")
@@ -285,6 +303,13 @@ def main() -> None:
     data = load_recipe(RECIPE).data
     train, held_out = open_data(data, "train"), open_data(data, "held-out")
     rows = json.loads(given.rows.read_text()) if given.rows.is_file() else []
+    for key in given.contestants or CONTESTANTS if given.pace else ():
+        found = pace(CONTESTANTS[key](train, given))
+        (given.out / "paces").mkdir(parents=True, exist_ok=True)
+        (given.out / "paces" / f"{key}.json").write_text(json.dumps(found) + "\n")
+        print(key, found, flush=True)
+    if given.pace:
+        return
     for key in given.contestants or CONTESTANTS:
         minutes = given.minutes if key == "hwaga" else given.peer_minutes
         asked = {"key": key, "minutes": minutes, "n": given.n, "sampling_steps": given.steps, "seed": given.seed}
@@ -297,7 +322,7 @@ def main() -> None:
         print(
             f"{row['name']} ({row['parameters'] / 1e6:.1f} M): {row['minutes']:g} min, {row['pictures_seen']:,} pictures seen, "
             f"FD {row['scores']['fid']:.4g} = {over:.2f} x floor at n = {row['n']}, seed {row['seed']}"
-            + ("; DISTURBED" if row["others_took_cores"] > 0.1 else "")
+            + ("; DISTURBED" if row["pace"]["others_took_cores"] > 0.1 else "")
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -25,6 +25,19 @@ class Said(NamedTuple):
 def words(text: str) -> str:
     """A caption on one line, without the spaces around it and without characters that no text has."""
     return " ".join("".join(c if c.isprintable() or c.isspace() else " " for c in text).split())
+
+
+def said_by(row: Mapping[str, Any], captions: Sequence[str] = CAPTION_COLUMNS) -> Said:
+    """What a row of columns says: the first caption column that holds words, and `label`, text or a whole number."""
+    texts = (words(row[column]) for column in captions if isinstance(row.get(column), str))
+    return Said(next((text for text in texts if text), None), plain_label(row.get("label")))
+
+
+def plain_label(value: Any) -> str | None:
+    """A class as it is written, of text or a whole number; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return None
+    return words(str(value)) or None
 
 
 def read_text(path: Path) -> str | None:
@@ -75,11 +88,7 @@ def read_metadata(path: Path, root: Path) -> dict[str, Said]:
             raise InputError(f"{path}, line {number}: {error}") from None
         if PurePosixPath(name).is_absolute() or (len(name) > 1 and name[1] == ":"):
             raise InputError(f"{path}, line {number}: file_name={name!r} leads out of the folder; refused")
-        texts = [row[column] for column in CAPTION_COLUMNS if isinstance(row.get(column), str)]
-        caption = next((words(text) for text in texts if words(text)), None)
-        label = row.get("label")
-        plain = isinstance(label, str | int) and not isinstance(label, bool) and str(label).strip()
-        said[_normal(base / name)] = Said(caption, words(str(label)) if plain else None)
+        said[_normal(base / name)] = said_by(row)
     return said
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import InputError, WorkError
-from .captions import Said, words
+from .captions import Said, plain_label, words
 from .config import DataConfig
 from .dataset import Dataset, Progress
 from .packing import Candidates, packed
@@ -94,5 +94,4 @@ def _text(value: Any) -> str | None:
 def _class(value: Any, names: list[str] | None) -> str | None:
     if names is not None and isinstance(value, int) and 0 <= value < len(names):
         return names[value]
-    plain = isinstance(value, str | int) and not isinstance(value, bool) and str(value).strip()
-    return words(str(value)) if plain else None
+    return plain_label(value)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from ..errors import InputError
-from .captions import CAPTION_COLUMNS, Said, words
+from .captions import Said, said_by, words
 from .config import DataConfig
 from .dataset import Dataset, LeftOut, Progress
 from .packing import Candidates, packed
@@ -107,7 +107,7 @@ def _said(beside: dict[str, dict[str, _Member]]) -> dict[str, Said]:
     return found
 
 
-def _object(key: str, member: _Member) -> tuple[str | None, str | None]:
+def _object(key: str, member: _Member) -> Said:
     where = f"{member.shard}: {key}.json"
     try:
         row = json.loads(_read(member, LARGEST_TEXT).decode("utf-8", "replace"))
@@ -115,10 +115,7 @@ def _object(key: str, member: _Member) -> tuple[str | None, str | None]:
         raise InputError(f"{where} is not JSON of at most a MiB") from None
     if not isinstance(row, dict):
         raise InputError(f"{where} is not a JSON object")
-    texts = [row[column] for column in CAPTION_COLUMNS if isinstance(row.get(column), str)]
-    label = row.get("label")
-    plain = isinstance(label, str | int) and not isinstance(label, bool) and str(label).strip()
-    return next((words(text) for text in texts if words(text)), None), words(str(label)) if plain else None
+    return said_by(row)
 
 
 def open_shards(config: DataConfig, split: str, progress: Progress | None = None) -> Dataset:

@@ -26,7 +26,7 @@ from ..files import write_tensors
 from ..networks.autoencoder import AutoencoderKLConfig, CodecConfig
 from ..weights.fill import fill
 from ..weights.mapped import Renamed
-from .folders import PublicFolder, write_component
+from .folders import PublicFolder, full_config, write_component
 from .keys import Row, renamed
 from .unet2d import OLD_ATTENTION
 
@@ -168,14 +168,8 @@ def read_component(folder: PublicFolder, component: str) -> Found:
 
 def network_config(public: Mapping[str, Any], where: str) -> AutoencoderKLConfig:
     """Our config of a public one; InputError for what that class knows and this network does not do."""
-    full = {**DEFAULTS, **{k: v for k, v in public.items() if not k.startswith("_")}}
-    for key in full:
-        if key not in DEFAULTS:
-            raise InputError(f"{where}: {key} is no field of {CLASS}")
+    full = full_config(public, where, CLASS, DEFAULTS, ONLY)
     attention = attention_of(full, where)
-    for key, values in ONLY.items():
-        if full[key] not in values:
-            raise InputError(f"{where}: {key}={full[key]!r} cannot be loaded; {' or '.join(map(repr, values))} can")
     if full["in_channels"] != full["out_channels"]:
         raise InputError(
             f"{where}: in_channels={full['in_channels']} and out_channels={full['out_channels']} differ; alike can be loaded"

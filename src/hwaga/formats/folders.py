@@ -58,6 +58,23 @@ class PublicFolder:
         return value
 
 
+def full_config(
+    public: Mapping[str, Any], where: str, name: str, defaults: Mapping[str, Any], only: Mapping[str, tuple[Any, ...]]
+) -> dict[str, Any]:
+    """A network's public config with every field of its class `name`: fields left out have the class's defaults.
+
+    `only` names fields of which this library does some values. InputError for fields that the class lacks and for others.
+    """
+    full = {**defaults, **{key: value for key, value in public.items() if not key.startswith("_")}}
+    for key in full:
+        if key not in defaults:
+            raise InputError(f"{where}: {key} is no field of {name}")
+    for key, values in only.items():
+        if full[key] not in values:
+            raise InputError(f"{where}: {key}={full[key]!r} cannot be loaded; {' or '.join(map(repr, values))} can")
+    return full
+
+
 def kind_of(folder: str | Path) -> str | None:
     """The public class that a folder says it holds (of a pipeline, or of its one network); None if it is no public folder."""
     folder = Path(folder)

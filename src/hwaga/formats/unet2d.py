@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from ..errors import InputError
 from ..networks.unet import UNetConfig
 from ..processes.gaussian import GaussianConfig
+from .folders import full_config
 from .keys import rename, renamed
 
 __all__ = [
@@ -62,13 +63,7 @@ VARIANCES = {
 
 def network_config(public: Mapping[str, Any], where: str) -> UNetConfig:
     """Our config of a public UNet2DModel's; InputError for what that class knows and this network does not do."""
-    full = {**UNET_DEFAULTS, **{k: v for k, v in public.items() if not k.startswith("_")}}
-    for key in full:
-        if key not in UNET_DEFAULTS:
-            raise InputError(f"{where}: {key} is no field of UNet2DModel")
-    for key, values in ONLY.items():
-        if full[key] not in values:
-            raise InputError(f"{where}: {key}={full[key]!r} cannot be loaded; {' or '.join(map(repr, values))} can")
+    full = full_config(public, where, "UNet2DModel", UNET_DEFAULTS, ONLY)
     down, up, channels = full["down_block_types"], full["up_block_types"], full["block_out_channels"]
     for kind in (*down, *up):
         if kind not in ("DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D"):

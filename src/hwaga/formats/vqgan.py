@@ -29,7 +29,7 @@ from ..networks.vq import QuantizerConfig, VQModelConfig
 from ..weights.fill import fill
 from ..weights.mapped import Renamed
 from .autoencoder import attention_of, block_types, from_ldm, multiple, stored, typed
-from .folders import PublicFolder, lone_component, write_component
+from .folders import PublicFolder, full_config, lone_component, write_component
 from .keys import renamed
 from .unet2d import OLD_ATTENTION
 
@@ -87,13 +87,7 @@ def read_folder(path: Path) -> Found:
 
 def network_config(public: Mapping[str, Any], where: str) -> VQModelConfig:
     """Our config of a public one; InputError for what that class knows and this network does not do."""
-    full = {**DEFAULTS, **{k: v for k, v in public.items() if not k.startswith("_")}}
-    for key in full:
-        if key not in DEFAULTS:
-            raise InputError(f"{where}: {key} is no field of {CLASS}")
-    for key, values in ONLY.items():
-        if full[key] not in values:
-            raise InputError(f"{where}: {key}={full[key]!r} cannot be loaded; {' or '.join(map(repr, values))} can")
+    full = full_config(public, where, CLASS, DEFAULTS, ONLY)
     if full["in_channels"] != full["out_channels"]:
         raise InputError(
             f"{where}: in_channels={full['in_channels']} and out_channels={full['out_channels']} differ; alike can be loaded"

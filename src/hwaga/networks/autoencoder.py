@@ -201,7 +201,27 @@ class Decoder(nn.Module):
         return pixel_shuffle(x, self.config.patch) if self.config.patch > 1 else x
 
 
-class AutoencoderKL(nn.Module):
+class Coder(nn.Module):
+    """What networks of an encoder and a decoder share."""
+
+    encoder: Encoder
+    decoder: Decoder
+
+    @property
+    def checkpointing(self) -> bool:
+        return self.decoder.checkpointing
+
+    @checkpointing.setter
+    def checkpointing(self, on: bool) -> None:
+        self.encoder.checkpointing = self.decoder.checkpointing = on
+
+    @property
+    def last_layer(self) -> Tensor:
+        """The decoder's last kernel, where an adversary's pull is weighed against reconstruction's."""
+        return self.decoder.conv_out.weight
+
+
+class AutoencoderKL(Coder):
     """See the top of this file. Pictures are in [-1, 1], latents about (n, c, h / f, w / f).
 
     Two buffers say what a diffusion sees of z: (z - shift) * scale, one number a channel each.
@@ -222,19 +242,6 @@ class AutoencoderKL(nn.Module):
         self.post_quant_conv = Conv2d(c, c, 1) if config.post_quant_conv else None
         self.register_buffer("shift", torch.zeros(c))
         self.register_buffer("scale", torch.ones(c))
-
-    @property
-    def checkpointing(self) -> bool:
-        return self.decoder.checkpointing
-
-    @checkpointing.setter
-    def checkpointing(self, on: bool) -> None:
-        self.encoder.checkpointing = self.decoder.checkpointing = on
-
-    @property
-    def last_layer(self) -> Tensor:
-        """The decoder's last kernel, where an adversary's pull is weighed against reconstruction's."""
-        return self.decoder.conv_out.weight
 
     def initialise(self, generator: torch.Generator) -> None:
         """First weights: variance scaling, 0 for what ends a residual branch; latents unscaled."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from ..layers.initialise import initialise
-from .autoencoder import CodecConfig, Decoder, Encoder, Gaussian, ends, gaussian
+from .autoencoder import CodecConfig, Coder, Decoder, Encoder, Gaussian, ends, gaussian
 
 
 class ConvVAEConfig(CodecConfig, frozen=True, extra="forbid"):
@@ -52,7 +52,7 @@ class ConvVAEConfig(CodecConfig, frozen=True, extra="forbid"):
         return ConvVAE(self)
 
 
-class ConvVAE(nn.Module):
+class ConvVAE(Coder):
     """See the top of this file; the same methods as AutoencoderKL's, z and its scaled form being (n, latents)."""
 
     precise = ("shift", "scale")
@@ -62,7 +62,6 @@ class ConvVAE(nn.Module):
     def __init__(self, config: ConvVAEConfig) -> None:
         super().__init__()
         self.config = config
-        self.checkpointing = False
         c, y, x = config.inner
         features, extra = c * y * x, config.label_width if config.classes else 0
         self.encoder = Encoder(config.model_copy(update={"double_z": False}))
@@ -72,10 +71,6 @@ class ConvVAE(nn.Module):
         self.label_embedding = nn.Embedding(config.classes, config.label_width) if config.classes else None
         self.register_buffer("shift", torch.zeros(config.latents))
         self.register_buffer("scale", torch.ones(config.latents))
-
-    @property
-    def last_layer(self) -> Tensor:
-        return self.decoder.conv_out.weight
 
     def initialise(self, generator: torch.Generator) -> None:
         """First weights: variance scaling, 0 for what ends a residual branch."""

@@ -33,7 +33,7 @@ from torch.nn.functional import one_hot, pad, softmax
 from ..layers.conv import Conv2d
 from ..layers.initialise import initialise
 from . import tiling
-from .autoencoder import CodecConfig, Decoder, Encoder, ends
+from .autoencoder import CodecConfig, Coder, Decoder, Encoder, ends
 from .tiling import Tiling
 
 BLOCK_BYTES = {"cpu": 2**23, "cuda": 2**28}  # of distances at a time: a lookup of any size takes little more memory
@@ -361,7 +361,7 @@ class Told(NamedTuple):
     loss: Tensor  # (n,) the codebook's
 
 
-class VQModel(nn.Module):
+class VQModel(Coder):
     """Pictures are in [-1, 1], codes int64 (n, h / f, w / f)."""
 
     def __init__(self, config: VQModelConfig) -> None:
@@ -373,19 +373,6 @@ class VQModel(nn.Module):
         self.quant_conv = Conv2d(channels * (2 if config.double_z else 1), width, 1)
         self.quantize = config.quantizer.build()
         self.post_quant_conv = Conv2d(width, channels, 1)
-
-    @property
-    def checkpointing(self) -> bool:
-        return self.decoder.checkpointing
-
-    @checkpointing.setter
-    def checkpointing(self, on: bool) -> None:
-        self.encoder.checkpointing = self.decoder.checkpointing = on
-
-    @property
-    def last_layer(self) -> Tensor:
-        """The decoder's last kernel, where an adversary's pull is weighed against reconstruction's."""
-        return self.decoder.conv_out.weight
 
     def initialise(self, generator: torch.Generator) -> None:
         """First weights: variance scaling, 0 for what ends a residual branch; the codebook's as it says."""

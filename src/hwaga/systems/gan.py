@@ -27,7 +27,7 @@ from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
 from ..errors import InputError
-from ..interfaces import Batch, Draw, Point, Stage, Step
+from ..interfaces import Batch, Draw, Stage
 from ..networks.dcgan import DCGANDiscriminatorConfig, DCGANGeneratorConfig
 from ..networks.residual_gan import ResidualDiscriminatorConfig, ResidualGeneratorConfig
 from ..objectives.adversarial import Kind
@@ -171,9 +171,7 @@ class GAN(System):
             end = noise("end_noise", shape)
             path = [between(z, end, i / (count - 1)) for i in range(count)]
             x = torch.cat([self.generate(truncation * place, label) for place in path], dim=3)
-        if request.callback is not None:
-            request.callback(Step(0, 1, Point(1.0, 0.0, 1.0, 0.0), Point(0.0, 1.0, 0.0, 0.0), x, x))
-        return x
+        return request.one_step(x)
 
     def generate(self, z: Tensor, label: Tensor | None) -> Tensor:
         return self.generator(z.to(self.dtype), label)

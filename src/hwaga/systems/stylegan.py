@@ -267,9 +267,11 @@ class StyleGAN(System):
 
     def paint(self, request: Request) -> Tensor:
         given = request.inputs
-        if editing.asked(given):
+        if "project" in given:  # has told of its own steps
             return editing.paint(self, request)
-        return self.picture(self.truncated(self.w_of(request), given), request)
+        if editing.asked(given):
+            return request.one_step(editing.paint(self, request))
+        return request.one_step(self.picture(self.truncated(self.w_of(request), given), request))
 
     def w_of(self, request: Request) -> Float[Tensor, "n l w"]:
         """The w of each picture of a call, the same for every layer, not truncated."""

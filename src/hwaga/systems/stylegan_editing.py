@@ -330,11 +330,8 @@ def project(
 
 def _distance(pictures: Tensor) -> Any:
     """How far paintings are from `pictures`, (n,)."""
-    try:
-        network = perceptual_network("openmoji/perceptual").to(pictures.device)
-        perceptual = Perceptual(network) if pictures.dtype == torch.float32 else None
-    except InputError:  # not part of this installation
-        perceptual = None
+    network = perceptual_network("openmoji/perceptual").to(pictures.device)
+    perceptual = Perceptual(network) if pictures.dtype == torch.float32 else None
 
     def distance(painted: Tensor) -> Tensor:
         total, a, b = torch.zeros(len(painted), device=painted.device), painted, pictures

@@ -297,9 +297,7 @@ class VAE(System):
 
     def paint(self, request: Request) -> Tensor:
         """One batch of a call: draws from the prior, or what was asked for instead of them."""
-        pictures = walks.paint(self, request)
-        walks.told(request, pictures)
-        return pictures
+        return request.one_step(walks.paint(self, request))
 
     def latents(self, request: Request, name: str = "noise") -> tuple[Tensor, Tensor | None]:
         """Draws from the prior, scaled as a diffusion sees them, and the labels to paint them with."""
