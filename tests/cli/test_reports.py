@@ -128,6 +128,20 @@ def test_compare_warns_and_names_the_fields_in_which_cards_differ(
     assert "do not compare" in text and re.search(r"cards differ in\s+n", text)
 
 
+def test_compare_finds_a_folder_of_too_few_pictures_before_a_model_paints(
+    ask: Ask, model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask("sample", model, "--n", 3, "--out", "few")
+
+    def painted(*given: object, **more: object) -> None:
+        raise AssertionError("painted before what was wrong was found")
+
+    monkeypatch.setattr("hwaga.systems.base.System.sample", painted)
+    said = ask("compare", model, "few", "--data", pictures, "--n", 12)
+    assert said.status == 2 and "3 pictures" in said.sentence
+    assert not (tmp_path / "report.html").exists()
+
+
 def test_compare_without_scores_needs_no_data(ask: Ask, pictures: Path, model: Path, tmp_path: Path) -> None:
     assert ask("compare", pictures, model, "--no-scores", "--out", "report.html").status == 0
     page = Page(tmp_path / "report.html")
