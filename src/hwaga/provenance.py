@@ -270,9 +270,13 @@ def grid(pictures: Sequence[Image], columns: int | None = None) -> Image:
     """One picture of all, row by row, on white; `columns` is by default what makes it about square."""
     from PIL import Image as pil
 
-    columns = columns or math.ceil(math.sqrt(len(pictures)))
-    rows = math.ceil(len(pictures) / columns)
-    width, height = max(p.width for p in pictures), max(p.height for p in pictures)
+    width, height, n = max(p.width for p in pictures), max(p.height for p in pictures), len(pictures)
+
+    def stretch(columns: int) -> float:
+        return abs(math.log(columns * width / (math.ceil(n / columns) * height)))
+
+    columns = columns or min(range(n, 0, -1), key=lambda c: round(stretch(c), 6))
+    rows = math.ceil(n / columns)
     sheet = pil.new("RGB", (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP), "white")
     for i, picture in enumerate(pictures):
         sheet.paste(picture.convert("RGB"), ((i % columns) * (width + GAP), (i // columns) * (height + GAP)))

@@ -110,6 +110,7 @@ class StyleGAN(System):
         **editing.OWN,
     }
     formats = ("hwaga",)
+    trains_with = ("discriminator",)
     Config = StyleGANConfig
 
     # ------------------------------------------------------------------------------------------------- what it is made of
