@@ -58,10 +58,10 @@ def load(
     name, folder = _find(source)
     if weights not in (None, "ema", "raw"):
         raise unknown("weights", weights, ("ema", "raw"))
-    if weights == "raw":
+    if weights == "raw" and not folder.is_file():
         raise InputError(f"weights='raw': {name} holds the averaged weights alone; leave weights out")
     if folder.is_file():
-        system = _file(folder, kept, place, components or {})
+        system = _file(folder, kept, place, components or {}, weights)
     elif (folder / "model.json").is_file():
         system = _saved(folder, kept, place)
     elif (released := in_release(folder)) is not None:
@@ -201,12 +201,17 @@ def _public(folder: Path, dtype: torch.dtype, device: torch.device) -> System:
     return system
 
 
-def _file(path: Path, dtype: torch.dtype, device: torch.device, components: Mapping[str, str | Path]) -> System:
+def _file(
+    path: Path, dtype: torch.dtype, device: torch.device, components: Mapping[str, str | Path], weights: str | None = None
+) -> System:  # fmt: skip
     """A single public file; what it is is told by its content."""
     from .formats import single
     from .systems import find
 
-    tensors = single.read(path)
+    tensors = single.read(path, weights)
+    kinds = getattr(tensors, "kinds", ())
+    if len(kinds) > 1 and weights is None:
+        warnings.warn(f"{path.name} holds {' and '.join(kinds)} weights; {kinds[0]} was taken (weights=)", stacklevel=4)
     rule = single.recognise(path, tensors)
     system = find(rule.system).from_file(path, tensors, dtype, device, components)
     if path.stat().st_size <= HASHED_BELOW:
@@ -215,14 +220,18 @@ def _file(path: Path, dtype: torch.dtype, device: torch.device, components: Mapp
 
 
 def _replace(system: System, part: str, source: str | Path, dtype: Any, device: Any) -> None:
-    """Puts another model's network in place of one of this system's."""
-    if part not in system.networks:
-        raise unknown(f"component of {system.title}", part, system.networks)
+    """Puts another model's network in place of one of this system's, or where it has none yet."""
+    known = [*system.networks, *system.may_lack]
+    if part not in known:
+        raise unknown(f"component of {system.title}", part, known)
     name, folder = _find(source)
-    other = (_saved if (folder / "model.json").is_file() else _public)(folder, dtype, device)
-    if part not in other.networks or other.networks[part].config != system.networks[part].config:
-        raise InputError(f"components[{part!r}]={name}: it has no {part} of the same config as this model's")
-    system.networks[part] = other.networks[part]
+    if folder.is_file():
+        other = _file(folder, dtype, device, {})
+    else:
+        other = (_saved if (folder / "model.json").is_file() else _public)(folder, dtype, device)
+    if part not in other.networks:
+        raise InputError(f"components[{part!r}]={name}: it has no {part}; it has {', '.join(other.networks)}")
+    system.take(part, other.networks[part], name)
 
 
 # ------------------------------------------------------------------------------------------------------------- what it takes

@@ -34,9 +34,10 @@ RULES: list[Rule] = [
 ]
 
 
-def read(path: Path) -> Tensors:
+def read(path: Path, weights: str | None = None) -> Tensors:
     """The tensors of a file, by the kind that its first bytes show: safetensors (a length and a JSON header), a plain pickle
-    (StyleGAN's), else a pickle of torch's; both are read without running anything in them."""
+    (StyleGAN's), else a pickle of torch's; both are read without running anything in them. weights: "ema" or "raw" of a
+    training's checkpoint that holds both."""
     with open(path, "rb") as file:
         head = file.read(16)
     if not head:
@@ -45,7 +46,7 @@ def read(path: Path) -> Tensors:
         return Mapped(path)
     if stylegan_pickle.is_plain_pickle(head):
         return stylegan_pickle.read(path)
-    return read_pickled(path)
+    return read_pickled(path, weights)
 
 
 def in_release(folder: Path) -> Path | None:

@@ -120,6 +120,7 @@ class System:
     own: ClassVar[Mapping[str, str]] = {}  # the system's own keywords, each with a line of explanation
     formats: ClassVar[tuple[str, ...]] = ()  # public formats that load and save
     trains_with: ClassVar[tuple[str, ...]] = ()  # networks that training alone needs: a model that paints may lack them
+    may_lack: ClassVar[tuple[str, ...]] = ()  # networks that a public file may hold nothing of: `components=` gives them
     Config: ClassVar[type[BaseModel]]
 
     def __init__(self, config: Any, networks: Mapping[str, nn.Module], about: About) -> None:
@@ -248,6 +249,12 @@ class System:
                 networks[part].eval()  # as a loaded one is: training switches it over for its own time
         memory = {"size": size, "classes": tuple(classes), "label_counts": tuple(label_counts), **(about or {})}
         return cls(full, networks, About(**memory))
+
+    def take(self, part: str, network: Any, source: str) -> None:
+        """Puts another model's network in the place of this system's `part`; InputError unless their configs agree."""
+        if network.config != self.networks[part].config:
+            raise InputError(f"components[{part!r}]={source}: its {part} has another config than this model's")
+        self.networks[part] = network
 
     def parameters_by_network(self) -> dict[str, int]:
         return {name: sum(p.numel() for p in network.parameters()) for name, network in self.networks.items()}
