@@ -29,12 +29,11 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..files import write_tensors
-from ..layers.positions import sine_cosine_2d
-from ..networks.dit import DiTConfig
+from ..networks.dit import DiTConfig, fixed_positions
 from ..weights.fill import fill
 from .autoencoder import stored, typed
 from .folders import PublicFolder, write_component
-from .keys import Assembled, Move, Moved, Place, places, taken_apart
+from .keys import Assembled, Move, Moved, places, taken_apart
 
 
 class Row(NamedTuple):
@@ -253,18 +252,11 @@ def _is_sit(path: Path, said: Mapping[str, Any]) -> bool:
 
 def _are_fixed(stored_positions: Tensor, config: DiTConfig, path: Path) -> None:
     """InputError where a file's position vectors are others than those that are computed here."""
-    fixed = positions(config)
+    fixed = fixed_positions(config)
     if stored_positions.shape != fixed.shape or (stored_positions.float() - fixed).abs().max() > 1e-2:
         raise InputError(
             f"{path}: its pos_embed is not the fixed one of sines and cosines; such a file cannot be loaded"
         )
-
-
-def positions(config: DiTConfig) -> Tensor:
-    """`pos_embed` (1, rows columns, width) as the original file stores it."""
-    if config.grid is None:
-        raise InputError("network.grid=null: the original file holds the positions of one grid; set network.grid")
-    return sine_cosine_2d(config.width, *config.grid, config.grid, torch.device("cpu"))[None].clone()
 
 
 def write_file(path: Path, network: Any, layout: Mapping[str, Any], flow: bool) -> None:
@@ -279,11 +271,9 @@ def write_file(path: Path, network: Any, layout: Mapping[str, Any], flow: bool) 
         raise InputError(
             f"network.heads={config.heads}: of a file of width {config.width} its readers take {heads} heads"
         )
+    if config.grid is None:
+        raise InputError("network.grid=null: the original file holds the positions of one grid; set network.grid")
     tensors = network.state_dict()
-    public = taken_apart(tensors, _original(tensors, flow))
+    public = taken_apart(tensors, places(tensors, SIT if flow else ORIGINAL))
     said = {"format": "pt", **({"path_type": "Linear", "prediction": "velocity"} if flow else {})}
-    write_tensors(path, typed({"pos_embed": positions(config), **public}, layout), said)
-
-
-def _original(tensors: Mapping[str, Any], flow: bool) -> dict[str, Place]:
-    return places(tensors, SIT if flow else ORIGINAL)
+    write_tensors(path, typed({"pos_embed": fixed_positions(config), **public}, layout), said)

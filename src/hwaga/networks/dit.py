@@ -109,6 +109,13 @@ class DiTConfig(BaseModel, frozen=True, extra="forbid"):
         return DiT(self)
 
 
+def fixed_positions(config: DiTConfig) -> Float[Tensor, "1 l d"]:
+    """The position vectors of the trained grid, as original files store them. ValueError where there is no such grid."""
+    if config.grid is None:
+        raise ValueError("grid=null has no one table of positions")
+    return sine_cosine_2d(config.width, *config.grid, config.grid, torch.device("cpu"))[None].clone()
+
+
 class Block(nn.Module):
     """One block. `told`: SiLU(c) (n, d) for adaptive norms, the condition's tokens (n, m, d) for cross-attention, else None."""
 

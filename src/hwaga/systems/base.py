@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from ..errors import InputError, WorkError, unknown
-from ..interfaces import Callback, Noise, Stage, Step
+from ..interfaces import Callback, Noise, Precomputed, Stage, Step
 from ..layers.initialise import build_on
 from ..provenance import attach, record
 from ..samplers import SAMPLERS
@@ -120,7 +120,9 @@ class System:
     own: ClassVar[Mapping[str, str]] = {}  # the system's own keywords, each with a line of explanation
     formats: ClassVar[tuple[str, ...]] = ()  # public formats that load and save
     trains_with: ClassVar[tuple[str, ...]] = ()  # networks that training alone needs: a model that paints may lack them
-    may_lack: ClassVar[tuple[str, ...]] = ()  # networks that a public file may hold nothing of: `components=` gives them
+    may_lack: ClassVar[
+        tuple[str, ...]
+    ] = ()  # networks that a public file may hold nothing of: `components=` gives them
     Config: ClassVar[type[BaseModel]]
 
     def __init__(self, config: Any, networks: Mapping[str, nn.Module], about: About) -> None:
@@ -141,12 +143,23 @@ class System:
         return config
 
     @classmethod
+    def with_components(cls, config: Mapping[str, Any], components: Mapping[str, nn.Module]) -> dict[str, Any]:
+        """A recipe's `model:` section with the configs of trained networks that it is to use, where it has a field of
+        their name."""
+        told = {name: part.config for name, part in components.items() if name in cls.Config.model_fields}
+        return {**{name: own.model_dump(mode="json") for name, own in told.items()}, **config}  # type: ignore[union-attr,operator]
+
+    @classmethod
     def check_data(cls, config: Any, size: tuple[int, int]) -> None:
         """Raises InputError where networks of `config` cannot work at (height, width)."""
 
     def stages(self) -> list[Stage]:
         """What is trained, in which order, by which objectives."""
         raise NotImplementedError
+
+    def precomputed(self) -> Mapping[str, Precomputed]:
+        """What of each picture training wants computed once, by the name that it has in a batch's `extra`."""
+        return {}
 
     def defaults(self) -> Defaults:
         """What `None` means for sampler, steps, guidance_scale."""
@@ -239,7 +252,7 @@ class System:
         components: Mapping[str, nn.Module] | None = None,
     ) -> Self:  # fmt: skip
         """A new system with first weights, drawn from `seed` alone. `components`: trained networks to take as they are."""
-        full = cls.checked(cls.complete(dict(config), size, classes))
+        full = cls.checked(cls.complete(cls.with_components(config, components or {}), size, classes))
         cls.check_data(full, size)
         networks = dict(components or {})
         for part, network_config in cls.network_configs(full).items():
