@@ -59,7 +59,7 @@ def _values(
             for start in range(0, count, size):
                 pixels = centre(np.asarray(data.store[start : start + size]), data.config.shape)
                 pixels = pixels[..., ::-1] if mirrored else pixels
-                pictures = torch.from_numpy(np.ascontiguousarray(pixels)).float() / 127.5 - 1.0
+                pictures = torch.from_numpy(np.array(pixels)).float() / 127.5 - 1.0
                 writer.append(one.compute(pictures).float().cpu().numpy())
                 if progress is not None:
                     progress(min(start + size, count), count, f"computing {name}")
