@@ -177,6 +177,13 @@ def test_a_recipe_says_its_difference_from_another(tmp_path):
     assert load_recipe(mine.model_dump(mode="json")) == mine  # what a run writes down is whole
 
 
+def test_a_mapping_of_another_kind_takes_the_place_of_the_bases(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: openmoji/vae-kl\nmodel: {network: {kind: vector, latents: 9}, beta: 1}\n")
+    mine = load_recipe(file)
+    assert mine.model["network"] == {"kind": "vector", "latents": 9} and mine.model["scaling"] == "whole"
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

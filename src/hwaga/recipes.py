@@ -8,7 +8,7 @@
     components: {autoencoder: openmoji/vae-kl}
 
 A recipe that differs from another in little says which, and the difference alone: `base: openmoji/dit` stands for all of that
-recipe, and what follows is put over it key by key. A run's own `recipe.yaml` is always whole.
+recipe, and what follows is put over it key by key; a mapping of another `kind` takes the place of the whole. A run's own `recipe.yaml` is always whole.
 
 Everything is checked before anything is done: an unknown key, a wrong type or a value out of range is an InputError in
 one sentence that names the dotted key, the value and what would be right.
@@ -31,7 +31,7 @@ from .data import DataConfig
 from .errors import InputError, unknown
 from .evaluation.config import EvaluationConfig
 from .files import inside, write_text
-from .training.config import MAY_CHANGE, WHOLE_RUN, TrainingConfig, merged
+from .training.config import MAY_CHANGE, WHOLE_RUN, TrainingConfig
 
 LARGEST = 2**20  # bytes of a recipe file
 
@@ -199,7 +199,18 @@ def _with_base(values: dict[str, Any], where: str, above: tuple[Path, ...] = ())
     if path in above:
         raise InputError(f"{where}: base={name}: this recipe leads back to itself")
     rest = {key: value for key, value in values.items() if key != "base"}
-    return merged(_with_base(_read(path), name, (*above, path)), rest)
+    return _put_over(_with_base(_read(path), name, (*above, path)), rest)
+
+
+def _put_over(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over`, mapping by mapping; one of another `kind` has keys of its own and is taken whole."""
+    if over.get("kind", base.get("kind")) != base.get("kind"):
+        return dict(over)
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        result[key] = _put_over(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
 
 
 def _put(values: dict[str, Any], key: str, value: Any) -> None:
