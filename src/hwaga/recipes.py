@@ -8,7 +8,8 @@
     components: {autoencoder: openmoji/vae-kl}
 
 A recipe that differs from another in little says which, and the difference alone: `base: openmoji/dit` stands for all of that
-recipe, and what follows is put over it key by key; a mapping of another `kind` takes the place of the whole. A run's own `recipe.yaml` is always whole.
+recipe, and what follows is put over it key by key; a mapping of another `kind` takes the place of the whole. A run's own
+`recipe.yaml` is always whole.
 
 Everything is checked before anything is done: an unknown key, a wrong type or a value out of range is an InputError in
 one sentence that names the dotted key, the value and what would be right.
