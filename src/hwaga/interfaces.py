@@ -84,7 +84,7 @@ class Batch:
 class Precomputed:
     """What of each picture is computed once and kept beside it, as it never changes: latents of a frozen autoencoder."""
 
-    key: Callable[[], str]  # a hash of all that the values depend on beside the picture: weights and config of the network
+    key: Callable[[], str]  # a hash of what the values depend on beside the picture: the network's weights and config
     shape: tuple[int, ...]  # of one picture's values
     compute: Callable[[Tensor], Tensor]  # pictures (n, 3, h, w) in [-1, 1] -> (n, *shape) float32
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -117,7 +117,7 @@ def opened(recipe: Recipe, chosen: Chosen, say: Say, doing: Doing = lambda what:
         check_fits(predicted, free, most)
     system = _create(recipe, data, components)
     if recipe.training.start_from is not None:
-        start_from(system, recipe.training.start_from, say)
+        start_from(system, recipe.training.start_from, say, recipe.components)
     for network in system.networks.values():
         network.to(chosen.device)
     if wanted := system.precomputed():
@@ -151,10 +151,11 @@ def data_lines(data: Dataset) -> list[str]:
     return [*lines, f"  used      {data.used}: {used}"]
 
 
-def start_from(system: System, source: str, say: Say) -> None:
+def start_from(system: System, source: str, say: Say, given: Container[str] = ()) -> None:
     """Takes the weights of a trained model wherever names and shapes agree, and says which layers are new.
 
-    A network that it lacks (a public file's adversary) begins anew. InputError if a network has nothing in common with it.
+    A network that it lacks (a public file's adversary) begins anew; those `given` as components stay. InputError if a network
+    has nothing in common with it.
     """
     from .loading import load
 
@@ -163,6 +164,8 @@ def start_from(system: System, source: str, say: Say) -> None:
         mine, theirs = ", ".join(system.networks), ", ".join(old.networks)
         raise InputError(f"training.start_from={source!r} has no network of this recipe ({mine}); it has {theirs}")
     for name, network in system.networks.items():
+        if name in given:
+            continue
         if name not in old.networks:
             say(f"{name}: new, as {source} has none of that name")
             continue

@@ -37,6 +37,7 @@ def save(
     """
     from .weights.fill import precise
 
+    _are_exact(system)
     with whole_folder(folder, replace=replace) as part:
         components: dict[str, Any] = {}
         for name, network in system.networks.items():
@@ -81,6 +82,7 @@ def export(system: System, folder: str | Path, format: str = "diffusers") -> Pat
         raise InputError(
             f"{system.title} has no {format} layout; it can be exported to: {', '.join(system.formats) or 'none'}"
         )
+    _are_exact(system)
     if format == "single":
         return _single(system, Path(folder))
     with whole_folder(folder) as part:
@@ -88,6 +90,16 @@ def export(system: System, folder: str | Path, format: str = "diffusers") -> Pat
         if system.about.data_licence:
             write_text(part / "LICENSE.txt", licence_text(system))
     return Path(folder)
+
+
+def _are_exact(system: System) -> None:
+    """InputError for a model whose weights were rounded when it was loaded."""
+    from .weights.quantised import is_quantised
+
+    if any(is_quantised(network) for network in system.networks.values()):
+        raise InputError(
+            "this model was loaded with dtype='int8', which rounded its weights; load it with float32 to save"
+        )
 
 
 def _single(system: System, file: Path) -> Path:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ..errors import InputError
 from ..weights.mapped import Mapped, read_pickled
-from . import autoencoder, stylegan_pickle, vqgan
+from . import autoencoder, dit, stylegan_pickle, vqgan
 
 Tensors = Mapping[str, Any]
 """Tensors by name, as `weights.mapped` gives them."""
@@ -30,6 +30,7 @@ RULES: list[Rule] = [
     Rule("stylegan", "StyleGAN2-ADA or StyleGAN3 pickle", lambda tensors: isinstance(tensors, stylegan_pickle.Pickled)),
     Rule("vqgan", "VQGAN checkpoint (tokenizer and transformer)", vqgan.is_whole),
     Rule("vqgan", "VQGAN checkpoint (tokenizer)", vqgan.is_tokenizer),
+    Rule("dit", "DiT or SiT", dit.is_dit),
     Rule("vae", "autoencoder of Stable Diffusion or Flux", lambda tensors: autoencoder.prefix_of(tensors) is not None),
 ]
 

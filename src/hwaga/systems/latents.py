@@ -25,7 +25,7 @@ def moments(autoencoder: AutoencoderKL, image: Float[Tensor, "n 3 h w"]) -> Floa
     """Mean and, where the encoder gives one, log variance of z given pictures in [-1, 1], one above the other, float32."""
     weight = autoencoder.last_layer
     q = autoencoder.posterior(image.to(device=weight.device, dtype=weight.dtype))
-    return (q.mean if q.log_variance is None else torch.cat(list(q), dim=1)).float()
+    return (q.mean if q.log_variance is None else torch.cat([q.mean, q.log_variance], dim=1)).float()
 
 
 def precomputed(autoencoder: AutoencoderKL, size: tuple[int, int]) -> Precomputed:
