@@ -276,6 +276,15 @@ class Diffusion(System):
         mask = read_mask(request.inputs["mask"], request.size).to(request.device)
         return torch.nn.functional.adaptive_max_pool2d(mask.float(), list(size)) > 0
 
+    def latents_of(self, x: Tensor) -> Tensor:
+        return super().latents_of(x) if self.config.autoencoder is None else self.autoencoder.encode(x)
+
+    def pictures_of(self, latent: Tensor) -> Tensor:
+        if self.config.autoencoder is None:
+            return super().pictures_of(latent)
+        latents.check_decodable(self.config.autoencoder, latent, self.title)
+        return self.autoencoder.decode(latent)
+
     # ---------------------------------------------------------------------------------------------------- what can be asked
 
     def label_count(self) -> int:

@@ -19,10 +19,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor
 
 from ..errors import InputError
@@ -31,13 +31,12 @@ from ..formats import autoencoder as public_autoencoder
 from ..formats import dit as public
 from ..formats import schedulers
 from ..formats.folders import PublicFolder
-from ..interfaces import Batch, Draw, Precomputed
 from ..networks.autoencoder import AutoencoderKLConfig
 from ..networks.dit import DiTConfig as NetworkConfig
 from ..processes.flow import FlowConfig
 from ..processes.gaussian import GaussianConfig
 from . import latents
-from .base import About, Request
+from .base import About
 from .diffusion import Diffusion, DiffusionConfig
 
 TIME_SCALE = 1000.0  # of networks that are fed a time in [0, 1]: the sinusoid's frequencies are made for 0 ... 1000
@@ -45,11 +44,6 @@ TIME_SCALE = 1000.0  # of networks that are fed a time in [0, 1]: the sinusoid's
 
 class DiTConfig(DiffusionConfig, frozen=True, extra="forbid"):
     network: NetworkConfig = NetworkConfig()
-    autoencoder: AutoencoderKLConfig | None = Field(
-        None, description="null: pixels; else that of components.autoencoder"
-    )
-    latents: Literal["sample", "mean"] = Field("sample", description="what training sees of a picture's posterior")
-    guided_channels: int | None = Field(None, ge=1, description="guidance acts on the first so many; null: on all")
 
     @model_validator(mode="after")
     def _agrees(self) -> DiTConfig:
@@ -106,15 +100,6 @@ class DiT(Diffusion):
         elif any(side % patch for side in size):
             raise InputError(f"data.size={size}: this network needs multiples of {patch}, its patch")
 
-    @property
-    def autoencoder(self) -> Any:
-        if "autoencoder" not in self.networks:
-            raise InputError(
-                "this file holds the transformer alone, which paints latents: name the autoencoder that decodes them, "
-                "components={'autoencoder': SOURCE} or --component autoencoder=SOURCE (sd-vae-ft-mse for the published one)"
-            )
-        return self.networks["autoencoder"]
-
     def take(self, part: str, network: Any, source: str) -> None:
         """An autoencoder may have another config than the one before it, where its latents have the same channels."""
         if part != "autoencoder":
@@ -131,53 +116,6 @@ class DiT(Diffusion):
         self.about = self.about.model_copy(update={"size": size})
         self.config = self.config.model_copy(update={"autoencoder": network.config})
         self.networks["autoencoder"] = network
-
-    # -------------------------------------------------------------------------------------------------------- how it learns
-
-    def seen(self, batch: Batch, draw: Draw) -> Tensor:
-        if self.config.autoencoder is None:
-            return batch.image
-        return latents.of_batch(self.autoencoder, batch, draw, self.config.latents == "sample")
-
-    def precomputed(self) -> Mapping[str, Precomputed]:
-        if self.config.autoencoder is None:
-            return {}
-        return {latents.MOMENTS: latents.precomputed(self.autoencoder, self.about.size)}
-
-    # -------------------------------------------------------------------------------------------------------- how it paints
-
-    def compute(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        raw = self.network(x.to(self.dtype), time, label)
-        return raw if self.process.config.learns_variance else raw[:, : x.shape[1]]
-
-    def inward(self, pictures: Tensor) -> Tensor:
-        return pictures if self.config.autoencoder is None else self.autoencoder.encode(pictures)
-
-    def outward(self, x: Tensor) -> Tensor:
-        return x if self.config.autoencoder is None else self.autoencoder.decode(x)
-
-    def shape(self, size: tuple[int, int]) -> tuple[int, ...]:
-        return (3, *size) if self.config.autoencoder is None else self.config.autoencoder.latent_shape(size)
-
-    def guided_channels(self) -> int | None:
-        return self.config.guided_channels
-
-    def latents_of(self, x: Tensor) -> Tensor:
-        return super().latents_of(x) if self.config.autoencoder is None else self.autoencoder.encode(x)
-
-    def pictures_of(self, latent: Tensor) -> Tensor:
-        if self.config.autoencoder is None:
-            return super().pictures_of(latent)
-        latents.check_decodable(self.config.autoencoder, latent, self.title)
-        return self.autoencoder.decode(latent)
-
-    def factor(self) -> int:
-        return self.config.network.patch * (self.config.autoencoder.factor if self.config.autoencoder else 1)
-
-    def check(self, request: Request) -> None:
-        super().check(request)
-        if self.config.autoencoder is not None:
-            _ = self.autoencoder  # InputError where a file did not hold one
 
     # ------------------------------------------------------------------------------------------- public folders and files
 
