@@ -32,6 +32,7 @@ from ..samplers.denoiser import Conditions, Guide, denoiser, known_outside, ungu
 from ..samplers.guidance import autoguided, rescaled, within
 from . import latents
 from .base import Defaults, Request, System
+from .inversion import OWN, check_inversion, check_inversion_label, inverted, unclipped
 from .pictures import to_inside
 from .sources import fitted, read_mask
 from .strips import strip
@@ -113,6 +114,7 @@ class Diffusion(System):
         "guidance_rescale": "share in which guided predictions get the deviation of unguided ones (0.7 in the paper)",
         "weak": "a model to be guided away from: a smaller one, or an earlier one of the same run (autoguidance)",
         "weak_scale": "how far from it: 1 is off, 2 if left out",
+        **OWN,
         "strip": "number of noise levels: paints a strip, the picture of image= (or of a sample) noised above, denoised below",
     }
 
@@ -225,6 +227,8 @@ class Diffusion(System):
         grid = grid[-run - 1 :]
         if "mask" in request.inputs:
             denoise = known_outside(denoise, source, self.mask(request, self.shape(request.size)[-2:]))
+        if "inversion" in request.inputs:
+            return self.walk(denoise, inverted(self, request, source, grid), grid, unclipped(request), noise)
         return self.walk(denoise, noised(source, eps, level_of(grid[0])), grid, request, noise)
 
     def walk(self, denoise: Denoise, x: Tensor, grid: list[Point], request: Request, noise: Noise) -> Tensor:
@@ -411,6 +415,6 @@ def _check_strip(system: Diffusion, request: Request, value: Any) -> None:
 CHECKS: dict[str, Callable[[Diffusion, Request, Any], None]] = {
     "guidance_interval": _check_interval, "guidance_rescale": _check_rescale, "weak": _check_weak,
     "weak_scale": _check_weak_scale, "strength": _check_strength, "image": _check_image, "mask": _check_mask,
-    "strip": _check_strip,
+    "strip": _check_strip, "inversion": check_inversion, "inversion_label": check_inversion_label,
 }  # fmt: skip
 """A check of each input that a call may have: InputError in one sentence."""
