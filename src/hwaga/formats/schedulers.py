@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from ..errors import InputError
 from ..processes.flow import FlowConfig
 from ..processes.gaussian import GaussianConfig
+from ..samplers import SAMPLERS as KNOWN
 
 SAMPLERS = {
     "DDPMScheduler": "ddpm", "DDIMScheduler": "ddim", "PNDMScheduler": "pndm", "LMSDiscreteScheduler": "lms",
@@ -107,6 +108,8 @@ def read(public: Mapping[str, Any], where: str) -> tuple[Config, dict[str, Any]]
         raise InputError(f"{where}: scheduler {name!r} cannot be loaded; {', '.join(SAMPLERS)} can")
     stated = {key: value for key, value in public.items() if not key.startswith("_")}
     full = {**DEFAULTS[name], **stated}
+    if name == "DPMSolverSinglestepScheduler" and full["algorithm_type"] == "dpmsolver":
+        raise InputError(f"{where}: algorithm_type='dpmsolver' of {name} cannot be loaded; dpmsolver++ can")
     for key, values in ONLY.items():
         if key in DEFAULTS[name] and full[key] not in values:
             raise InputError(f"{where}: {key}={full[key]!r} cannot be loaded; leave it out")
@@ -167,9 +170,9 @@ def _options(name: str, stated: Mapping[str, Any], where: str) -> dict[str, Any]
         if get("solver_type") == "heun":
             found["solver_type"] = "heun"
         algorithm = get("algorithm_type", "dpmsolver++")
-        if algorithm not in ALGORITHMS or (sampler.endswith("single") and algorithm == "dpmsolver"):
+        if algorithm not in ALGORITHMS:
             raise InputError(f"{where}: algorithm_type={algorithm!r} cannot be loaded; {', '.join(ALGORITHMS)} can")
-        found |= ALGORITHMS[algorithm]
+        found |= {key: value for key, value in ALGORITHMS[algorithm].items() if key in KNOWN[sampler].own}
     if sampler == "dpm-solver++" and get("euler_at_final"):
         found["euler_at_final"] = True
     if sampler in ("dpm-solver++", "unipc") and not get("lower_order_final", True):

@@ -28,6 +28,10 @@ Spacing = Literal["leading", "trailing", "linspace"]
 Variance = Literal["fixed-small", "fixed-large", "learned", "learned-range"]
 
 
+LEAST_SIGNAL = 2.0**-24
+"""alpha_bar where sigma / alpha must be finite although no signal is left (`zero_terminal_snr`), as public schedulers have it."""
+
+
 class GaussianConfig(BaseModel, frozen=True, extra="forbid"):
     """The process of the paper by default."""
 
@@ -42,7 +46,7 @@ class GaussianConfig(BaseModel, frozen=True, extra="forbid"):
     weighting: Weighting = Field("simple", description="weight of a time in the loss")
     min_snr_gamma: float = Field(5.0, gt=0)
     data_deviation: float = Field(0.5, gt=0, description="for the weighting edm")
-    zero_terminal_snr: bool = Field(False, description="the last step of the table is (almost) only noise")
+    zero_terminal_snr: bool = Field(False, description="the last step of the table is only noise")
 
     @model_validator(mode="after")
     def _rises(self) -> GaussianConfig:
@@ -99,9 +103,7 @@ class GaussianDiffusion(Process):
         if config.zero_terminal_snr:
             self.betas = _without_terminal_signal(self.betas)
         self.alpha_bar = torch.cumprod(1 - self.betas, dim=0)  # (T,) float32
-        if config.zero_terminal_snr:
-            self.alpha_bar[-1] = 2.0**-24  # as public schedulers have it, so that sigma / alpha is finite
-        exact = self.alpha_bar.double()
+        exact = self.alpha_bar.double().clamp(min=LEAST_SIGNAL)
         self._log_ratio = 0.5 * (torch.log1p(-exact) - exact.log())  # log(sigma / alpha) at each index
         first = process.posterior(self._level_at(1), self._level_at(0)).small
         self._least_log_variance = math.log(first)  # what a learned variance is held to where the true one is 0
@@ -159,15 +161,13 @@ class GaussianDiffusion(Process):
         if how.rule == "student":
             return [self.indexed(k) for k in student(total, steps, how.student_steps)]
         at = places(total, steps, how)
-        if how.rule == "halves" and not how.respaced:
-            return [self.indexed(int(k)) for k in at]
-        bar = self.alpha_bar.double().numpy()
+        bar = self.alpha_bar.double().clamp(min=LEAST_SIGNAL).numpy()
         table = np.sqrt((1 - bar) / bar)
         ratios = np.interp(at, np.arange(total), table)
         if not how.respaced:
             return [self._between(float(r), float(k)) for r, k in zip(ratios, at, strict=True)]
         ends = (ratios[0], ratios[-1]) if how.rule == "ratios" else (table[-1], table[0])
-        return [self._between(r, self._fed_at(r, how)) for r in how.between(*map(float, ends), steps).tolist()]
+        return [self._between(r, self._fed_at(r, how)) for r in how.between(float(ends[0]), float(ends[1]), steps).tolist()]
 
     def _between(self, ratio: float, k: float) -> Point:
         alpha = 1 / math.sqrt(1 + ratio**2)

@@ -108,7 +108,7 @@ def places(total: int, steps: int, how: Spaced) -> np.ndarray:
     if spacing == "linspace":
         if steps + extra == 1:
             return np.array([total - 1.0])  # the public schedulers would begin, and end, at the data
-        found = np.linspace(0, total - 1, steps + extra)[::-1][:steps]
+        found: np.ndarray = np.linspace(0, total - 1, steps + extra)[::-1][:steps]
         found = found.round() if how.rule == "halves" else found.astype(np.float32).astype(float)
     elif spacing == "leading":
         found = (np.arange(steps + extra) * (total // (steps + extra)))[::-1][:steps] + float(how.offset)

@@ -131,12 +131,12 @@ SAMPLERS: dict[str, Sampler] = {
     ),
     "dpm-solver++": Sampler(
         multistep, "DPM-Solver++ multistep (2M, 3M, SDE)", "Lu et al. 2022b", 2, 1, "by option",
-        {**_ORDER, "solver_type": one_of("midpoint", "heun"), "stochastic": yes_or_no, "lower_order_final": yes_or_no,
+        {**_ORDER, "solver_type": one_of("midpoint", "heun", "polynomial"), "stochastic": yes_or_no, "lower_order_final": yes_or_no,
          "euler_at_final": yes_or_no, "predicts": one_of("x0", "eps")}, "halves",
     ),
     "dpm-solver++-single": Sampler(
         singlestep, "DPM-Solver++ singlestep (2S, 3S)", "Lu et al. 2022b", 2, 1, "by option",
-        {**_ORDER, "solver_type": one_of("midpoint", "heun"), "stochastic": yes_or_no}, "halves",
+        {**_ORDER, "solver_type": one_of("midpoint", "heun", "polynomial"), "stochastic": yes_or_no}, "halves",
     ),
     "unipc": Sampler(
         unipc, "UniPC", "Zhao et al. 2023", 2, 1, "no",

@@ -12,7 +12,9 @@ and x_0 is taken as a polynomial through the last predictions: one (DDIM), two (
     stochastic   the same for the reverse SDE                                            SDE-DPM-Solver++, section 5
     noise        eps in place of x_0: DPM-Solver                                         Lu et al. 2022a
 
-Both exponents have one form here: z = -h for x_0 and z = h for eps (`_weights`).
+Both exponents have one form here: z = -h for x_0 and z = h for eps (`_weights`). solver_type says how the polynomial is
+integrated: `heun` exactly, `midpoint` with half its slope. The published multistep form of order 3 (either type) takes half the
+weight that the second difference should have, and so converges with order 2; `polynomial` takes all of it, and has order 3.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from ..interfaces import Callback, Denoise, Noise, Point
 from ..processes.process import level_of, noise_in
 from .path import Log, held, ratio
 
-Solver = Literal["midpoint", "heun"]
+Solver = Literal["midpoint", "heun", "polynomial"]
 LEAST_ALPHA = 1e-6
 """lambda is -infinity where no data are left (the first point of a flow); alpha / sigma is held to this, as publicly done."""
 
@@ -56,9 +58,7 @@ def multistep(
     said: list[Tensor] = []  # newest last
     for i, (at, to) in enumerate(pairwise(grid)):
         x0 = held(denoise(x, at, to).x0, clip, threshold)
-        said = [*said[1 - order :], x0 if predicts == "x0" else noise_in(x, x0, level_of(at))] if order > 1 else [
-            x0 if predicts == "x0" else noise_in(x, x0, level_of(at))
-        ]  # fmt: skip
+        said = [*said, x0 if predicts == "x0" else noise_in(x, x0, level_of(at))][-order:]
         left, short = steps - i, lower_order_final and steps < 15
         low = to.sigma == 0 or (left == 1 and (euler_at_final or short))
         now = 1 if low else min(len(said), 2 if left == 2 and short else order)
@@ -93,7 +93,7 @@ def step(
             r1 = (log_snr(points[-2]) - log_snr(points[-3])) / h
             d1 = (said[-2] - said[-3]) / r1
             bend = (d0 - d1) / (r0 + r1)
-            x = x - size * first * (d0 + r0 * bend) - size * second * bend
+            x = x - size * first * (d0 + r0 * bend) - size * second * bend * (2 if solver_type == "polynomial" else 1)
     if stochastic:
         x = x + to.sigma * math.sqrt(max(1 - decay**2, 0.0)) * noise("step_noise", tuple(x.shape))
     return x
@@ -116,7 +116,8 @@ def singlestep(
     The steps of a group have orders 1, 2 (, 3) and all begin at the group's first x; the last steps are of order 1.
     """
     tell = Log(grid, callback)
-    place, said, begun = 0, [], x
+    said: list[Tensor] = []  # of the group, oldest first
+    place, begun = 0, x
     for i, now in enumerate(orders(len(grid) - 1, order)):
         at, to = grid[i], grid[i + 1]
         x0 = held(denoise(x, at, to).x0, clip, threshold)
@@ -155,7 +156,7 @@ def _group_step(
         first, second = _weights(z, grown, solver_type, order)
         r0 = (log_snr(points[-1]) - log_snr(at)) / h
         d0 = (said[-1] - base) / r0
-        if order == 3 and solver_type == "heun":
+        if order == 3 and solver_type != "midpoint":
             r1 = (log_snr(points[1]) - log_snr(at)) / h
             d1 = (said[1] - base) / r1
             x = x - to.alpha * first * (r0 * d1 - r1 * d0) / (r0 - r1) - to.alpha * second * 2 * (d0 - d1) / (r0 - r1)

@@ -24,7 +24,12 @@ EVALUATIONS = 5
 
 
 def invert(
-    denoise: Denoise, x: Tensor, grid: Sequence[Point], *, evaluations: int = EVALUATIONS, callback: Callback | None = None
+    denoise: Denoise,
+    x: Tensor,
+    grid: Sequence[Point],
+    *,
+    evaluations: int = EVALUATIONS,
+    callback: Callback | None = None,
 ) -> Tensor:
     """What stands at the start of `grid` if x (n, ...) stands at its end; `ddim` (eta = 0) leads from there to x.
 

@@ -48,7 +48,7 @@ class DDPMConfig(DiffusionConfig, frozen=True, extra="forbid"):
     def _agrees(self) -> DDPMConfig:
         wanted = self.network.in_channels * (2 if self.process.learns_variance else 1)
         if self.network.out_channels != wanted:
-            given = f"network.out_channels={self.network.out_channels} with process.variance={self.process.variance}"
+            given = f"network.out_channels={self.network.out_channels} with process.variance={getattr(self.process, 'variance', None)}"
             raise ValueError(f"{given}: {wanted} are needed")
         if self.labels != (self.network.classes > 0):
             raise ValueError(f"labels={self.labels} with network.classes={self.network.classes}")
