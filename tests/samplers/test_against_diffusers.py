@@ -81,7 +81,8 @@ CASES = [  # class, steps, config, options of the step
 
 
 EXCEPTIONS = [  # as CASES, and why ours does otherwise
-    ("DDPMScheduler", 10, {"timestep_spacing": "trailing", "variance_type": "fixed_large"}, {}, "draws noise in the last step too, where it does not end at index 0"),
+    ("DDPMScheduler", 10, {"timestep_spacing": "trailing", "variance_type": "fixed_large"}, {},
+     "draws noise in the last step too, where it does not end at index 0"),
     ("DDIMScheduler", 7, {"timestep_spacing": "linspace"}, {}, "steps by T // n, not to the next point, off the leading grid"),
     ("PNDMScheduler", 10, {"skip_prk_steps": True, "timestep_spacing": "linspace"}, {}, "steps by T // n, as DDIM"),
     ("PNDMScheduler", 10, {"skip_prk_steps": True, **V}, {}, "combines the predictions of v, each of another x, in place of eps"),

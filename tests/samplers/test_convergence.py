@@ -9,16 +9,15 @@ import math
 import pytest
 import torch
 
-from hwaga.interfaces import Point, Prediction
+from hwaga.interfaces import Prediction
 from hwaga.processes.continuous import SubVPConfig, VEConfig, VPConfig
 from hwaga.processes.flow import FlowConfig
-from hwaga.processes.gaussian import GaussianConfig
 from hwaga.samplers import SAMPLERS
 
 S = 0.5
 PROCESSES = {
     "cosine": VPConfig(schedule="cosine").build(), "flow": FlowConfig().build(), "sub-vp": SubVPConfig().build(),
-    "ve": VEConfig(sigma_max=10.0, sigma_min=0.05).build(), "table": GaussianConfig(schedule="cosine").build(),
+    "ve": VEConfig(sigma_max=10.0, sigma_min=0.05).build(),
 }  # fmt: skip
 
 
@@ -43,8 +42,8 @@ def path(process, n):
     return [process.point(v) for v in t]
 
 
-def error(run, process, n, left_out=0, **options):
-    grid, seen = path(process, n), {}
+def error(run, noising, n, left_out=0, **options):
+    grid, seen = path(noising, n), {}
     start = torch.full((1, 1, 1, 1), 2.0, dtype=torch.float64)
     run(exact, start, grid, noise=no_noise, callback=lambda step: seen.update({step.index: step}), **options)
     last = seen[len(grid) - 2 - left_out]
@@ -52,11 +51,11 @@ def error(run, process, n, left_out=0, **options):
     return (last.x - truth).abs().item()
 
 
-def order_of(run, process, sizes, **options):
+def order_of(run, noising, sizes, **options):
     few, many = (
-        n + next(k for k in range(6) if (len(path(process, n + k)) - 1) % 6 == 1) for n in (sizes[0], sizes[-1])
+        n + next(k for k in range(6) if (len(path(noising, n + k)) - 1) % 6 == 1) for n in (sizes[0], sizes[-1])
     )
-    return math.log(error(run, process, few, **options) / error(run, process, many, **options)) / math.log(many / few)
+    return math.log(error(run, noising, few, **options) / error(run, noising, many, **options)) / math.log(many / few)
 
 
 WHOLE = {"lower_order_final": False}
@@ -72,14 +71,16 @@ METHODS = [  # sampler, options, order
     ("unipc", {"corrector": False, "order": 3, **WHOLE}, 3), ("unipc", {"order": 1, **WHOLE}, 2), ("unipc", WHOLE, 3),
     ("unipc", {"solver_type": "bh1", **WHOLE}, 3), ("unipc", {"order": 3, **WHOLE}, 4),
     ("lms", {"order": 1}, 1), ("lms", {"order": 2}, 2), ("lms", {"order": 3}, 3), ("lms", {}, 4),
-    ("lms", {"frame": "straight"}, 4),
+    ("lms", {"frame": "straight"}, 4), ("rk4", {}, 4),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("process", ["cosine", "flow"])
 @pytest.mark.parametrize(("name", "options", "order"), METHODS)
 def test_order_of_convergence(name, options, order, process):
-    got = order_of(SAMPLERS[name].run, PROCESSES[process], (80, 240), **options)
+    sizes = (30, 60) if name == "rk4" else (80, 240) if order < 3 else (200, 400)
+    own = {"process": PROCESSES[process]} if name == "rk4" else {}
+    got = order_of(SAMPLERS[name].run, PROCESSES[process], sizes, **options, **own)
     assert abs(got - order) < 0.15, f"{name} {options} has order {got:.2f} on {process}"
 
 

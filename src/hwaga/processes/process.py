@@ -269,7 +269,9 @@ def _size(point: Point) -> float:
 
 
 def _slope(value: Tensor, at: Tensor) -> Tensor:
-    return torch.autograd.grad(value.sum(), at)[0]
+    if not value.requires_grad:  # alpha of a variance exploding process
+        return torch.zeros_like(at)
+    return torch.autograd.grad(value.sum(), at, retain_graph=True)[0]
 
 
 def falling(points: Sequence[Point]) -> list[Point]:

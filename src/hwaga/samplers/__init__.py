@@ -22,6 +22,8 @@ from .euler import euler
 from .exponential import multistep, singlestep
 from .heun import flow_heun, heun
 from .lcm import lcm
+from .ode import rk4
+from .sde import langevin, predictor_corrector, reverse_sde
 from .unipc import unipc
 
 Check = Callable[[str, Any], None]
@@ -152,6 +154,22 @@ SAMPLERS: dict[str, Sampler] = {
     "flow-heun": Sampler(
         flow_heun, "Heun along straight paths", "Liu et al. 2023; Heun 1900", 2, 2, "by option", CHURN, "ratios",
         asks_process=True,
+    ),
+    "rk4": Sampler(
+        rk4, "Runge-Kutta of fourth order on the probability-flow ODE", "Song et al. 2021, eq. 13; Kutta 1901", 4, 4,
+        rule="ratios", asks_process=True,
+    ),
+    "reverse-sde": Sampler(
+        reverse_sde, "Euler-Maruyama on the reverse SDE", "Song et al. 2021, eq. 6", 1, 1, "yes", rule="ratios",
+        needs_signal=True, asks_process=True,
+    ),
+    "predictor-corrector": Sampler(
+        predictor_corrector, "ancestral steps corrected by Langevin dynamics", "Song et al. 2021, algorithms 2 to 5", 1, 2,
+        "yes", {"corrections": whole(0, 100), "snr": within(1e-6, 10)}, rule="ratios",
+    ),
+    "langevin": Sampler(
+        langevin, "annealed Langevin dynamics", "Song and Ermon 2019, algorithm 1", 1, 10, "yes",
+        {"corrections": whole(1, 1000), "rate": within(1e-6, 2)}, rule="ratios", needs_signal=True, extra_evaluations=1,
     ),
 }  # fmt: skip
 """name: sampler. Public schedulers by these names: formats/schedulers.py."""

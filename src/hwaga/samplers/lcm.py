@@ -11,12 +11,13 @@ from itertools import pairwise
 from torch import Tensor
 
 from ..interfaces import Callback, Denoise, Noise, Point
+from ..processes.process import Amount
 from .path import Log, held
 
 DATA_DEVIATION = 0.5
 
 
-def boundary(fed: float, timestep_scaling: float) -> tuple[float, float]:
+def boundary(fed: Amount, timestep_scaling: float) -> tuple[Amount, Amount]:
     """c_skip and c_out at the number that the network is fed. Source: Luo et al. 2023, appendix; Karras et al. 2022, table 1."""
     t = fed * timestep_scaling
     return DATA_DEVIATION**2 / (t**2 + DATA_DEVIATION**2), t / (t**2 + DATA_DEVIATION**2) ** 0.5
