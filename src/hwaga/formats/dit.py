@@ -171,7 +171,7 @@ def refuse(config: DiTConfig, layout: str, **fixed: Any) -> None:
     """InputError where a config has no such public layout: what it is, and what could be written."""
     common = {
         "conditioning": "adaln-zero", "positions": "sine-cosine", "mlp": "gelu", "qk_norm": False, "eps": 1e-6,
-        "frequency_width": 256,
+        "frequency_width": 256, "guidance_width": 0, "span": False,
     }  # fmt: skip
     for key, value in {**common, **fixed}.items():
         if getattr(config, key) != value:

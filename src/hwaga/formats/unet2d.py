@@ -95,6 +95,9 @@ def public_network_config(config: UNetConfig, size: tuple[int, int]) -> dict[str
         raise InputError(
             f"network.time_scale={config.time_scale}: the public layout has no field for it; 1 can be exported"
         )
+    if config.guidance_width or config.span:
+        told = "guidance_width" if config.guidance_width else "span"
+        raise InputError(f"network.{told}={getattr(config, told)}: UNet2DModel has no field for it; a student cannot be exported")
     kind = {True: "Attn", False: ""}
     return {
         "_class_name": "UNet2DModel", **UNET_DEFAULTS, "sample_size": size[0] if size[0] == size[1] else list(size),

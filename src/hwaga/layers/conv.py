@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 
 from . import winograd
 
@@ -161,13 +162,14 @@ class _KernelGradient(torch.autograd.Function):
 
 
 def _by_rule(x: Tensor, weight: Tensor) -> bool:
-    """Whether the rule has a say here at all: float32 on a CPU, run as written."""
+    """Whether the rule has a say here at all: float32 on a CPU, run as written, without a derivative that goes along."""
     return (
         x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
         and x.layout == torch.strided
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
+        and unpack_dual(x).tangent is None
     )
 
 

@@ -21,6 +21,7 @@ Source: Peebles and Xie 2022 (arXiv:2212.09748); sizes S, B, L, XL: table 1.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 from torch.utils.checkpoint import checkpoint
 
-from ..layers.embeddings import TimeEmbedding, sinusoid
+from ..layers.embeddings import TimeEmbedding, guidance_wave, sinusoid
 from ..layers.initialise import initialise, normal, variance_scaling
 from ..layers.positions import rotations_2d, sine_cosine_2d
 from ..layers.transformer import MLP, CrossAttention, SwiGLU, TokenAttention, modulated
@@ -71,6 +72,8 @@ class DiTConfig(BaseModel, frozen=True, extra="forbid"):
     frequency_shift: float = Field(0.0, description="0 as the paper's code, 1 as public folders")
     time_scale: float = Field(1.0, description="factor of the time that the grid feeds")
     time_offset: float = Field(0.0, description="added to it after that")
+    guidance_width: int = Field(0, ge=0, multiple_of=2, description="of the sinusoid of a guidance scale; 0: told none")
+    span: bool = Field(False, description="told how far the step from here leads")
 
     @model_validator(mode="before")
     @classmethod
@@ -173,7 +176,8 @@ class DiT(nn.Module):
         self.checkpointing = False
         # only its weights are used: blocks do not overlap, so that convolving is one matrix product of all of them
         self.patches = nn.Conv2d(config.in_channels, config.width, config.patch, stride=config.patch)
-        self.time = TimeEmbedding(config.frequency_width, config.width)
+        self.time = TimeEmbedding(config.frequency_width, config.width, config.guidance_width)
+        self.span = TimeEmbedding(config.frequency_width, config.width) if config.span else None
         self.labels = nn.Embedding(config.classes, config.width) if config.classes else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.out = Out(config)
@@ -187,7 +191,8 @@ class DiT(nn.Module):
         blocks: list[Any] = list(self.blocks)
         if self.config.conditioning == "adaln-zero":
             begin_at_zero += [block.modulation for block in blocks]
-        initialise(self, generator, zero=begin_at_zero)
+        new = [self.time.cond_proj, self.span and self.span.linear_2]
+        initialise(self, generator, zero=[*begin_at_zero, *(part for part in new if part is not None)])
         with torch.no_grad():
             variance_scaling(self.patches.weight.flatten(1), generator)  # a linear layer on patches, not a convolution
             small = [self.time.linear_1.weight, self.time.linear_2.weight]
@@ -199,15 +204,17 @@ class DiT(nn.Module):
                 normal(0.02)(weight, generator)
 
     def forward(
-        self, x: Float[Tensor, "n c h w"], time: Float[Tensor, " n"], label: Int[Tensor, " n"] | None = None
-    ) -> Float[Tensor, "n o h w"]:
+        self, x: Float[Tensor, "n c h w"], time: Float[Tensor, " n"], label: Int[Tensor, " n"] | None = None,
+        guidance: Float[Tensor, " n"] | None = None, span: Float[Tensor, " n"] | None = None,
+    ) -> Float[Tensor, "n o h w"]:  # fmt: skip
         """The raw prediction at x. `time` is what the grid feeds; label 0 ... classes - 1. Height and width are multiples of
-        the patch: ValueError otherwise, and where labels are missing or there are none to give."""
+        the patch: ValueError otherwise, and where labels are missing or there are none to give; so too with `guidance`, a
+        scale, and `span`, time here less time where the step leads."""
         p, height, width = self.config.patch, x.shape[2], x.shape[3]
         if height % p or width % p:
             raise ValueError(f"{height} x {width} is not a multiple of patch={p}")
         rows, columns = height // p, width // p
-        told, tokens = self.condition(time, label, x.dtype)
+        told, tokens = self.condition(time, label, x.dtype, guidance, span)
         blocks = rearrange(x, "n c (y p) (x q) -> n (y x) (c p q)", p=p, q=p)
         h = linear(blocks, self.patches.weight.flatten(1), self.patches.bias)
         if self.config.positions == "sine-cosine":
@@ -228,15 +235,20 @@ class DiT(nn.Module):
         return rearrange(h, "n (y x) (p q o) -> n o (y p) (x q)", y=rows, p=p, q=p)
 
     def condition(
-        self, time: Float[Tensor, " n"], label: Tensor | None, dtype: torch.dtype
-    ) -> tuple[Tensor | None, Tensor | None]:
+        self, time: Float[Tensor, " n"], label: Tensor | None, dtype: torch.dtype, guidance: Tensor | None = None,
+        span: Tensor | None = None,
+    ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
         """What blocks are told, and the tokens that stand beside the picture's: time and label, as the config says."""
         if (label is None) != (self.labels is None):
             raise ValueError("label missing" if label is None else "label given to a network without label embedding")
         fed = time.float() * self.config.time_scale + self.config.time_offset
-        c = self.time(
-            sinusoid(fed, self.config.frequency_width, cosine_first=True, shift=self.config.frequency_shift).to(dtype)
-        )
+        wave = partial(sinusoid, width=self.config.frequency_width, cosine_first=True, shift=self.config.frequency_shift)
+        told = None if guidance is None else guidance_wave(guidance, self.config.guidance_width).to(dtype)
+        c = self.time(wave(fed).to(dtype), told)
+        if (span is None) != (self.span is None):
+            raise ValueError(f"span={'given' if span is not None else None} with span={self.config.span} in the config")
+        if self.span is not None and span is not None:
+            c = c + self.span(wave(span.float() * self.config.time_scale).to(dtype))
         said = None if self.labels is None or label is None else self.labels(label)
         if self.config.conditioning.startswith("adaln"):
             return silu(c if said is None else c + said), None
