@@ -205,6 +205,18 @@ def test_guidance_acts_on_the_channels_that_the_config_says():
     assert (plain - guided).abs().amax((0, 2, 3)).min() > 1e-3
 
 
+def test_a_call_may_guide_other_channels_than_the_config_says(latent):
+    call = {"label": 1, "guidance_scale": 3.0}
+    part = filled(tiny.latent_dit(guided_channels=3))
+    assert torch.equal(paint(latent, **call, guided_channels=3), paint(part, **call))
+    assert torch.equal(paint(part, **call, guided_channels=4), paint(latent, **call))
+    for value, words in ((5, "1 to 4"), (True, "1 to 4")):
+        with pytest.raises(InputError, match=words):
+            paint(latent, **call, guided_channels=value)
+    with pytest.raises(InputError, match="guidance_scale=1"):
+        paint(latent, label=1, guided_channels=3)
+
+
 def test_any_size_of_the_factor_is_painted(pixels, latent):
     assert paint(pixels, size=(8, 24)).shape == (1, 3, 8, 24)
     assert paint(latent, size=(24, 8)).shape == (1, 3, 24, 8)

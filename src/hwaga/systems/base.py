@@ -508,7 +508,8 @@ def class_number(value: Any, count: int, names: Sequence[str]) -> int:
     if isinstance(value, str) and not value.lstrip("-").isdigit() and names:
         raise unknown("label", value, [one for name in names for one in name.split(", ")])
     if isinstance(value, bool) or not isinstance(value, (int, str)) or not str(value).isdigit() or int(value) >= count:
-        raise InputError(f"label={value!r}: class numbers run from 0 to {count - 1}")
+        last = f" ({names[0]} to {names[count - 1]})" if len(names) >= count else ""
+        raise InputError(f"label={value!r}: class numbers run from 0 to {count - 1}{last}")
     return int(value)
 
 

@@ -112,6 +112,7 @@ class Diffusion(System):
     own: ClassVar[Mapping[str, str]] = {
         "guidance_interval": "two times in [0, 1]: guidance only between them",
         "guidance_rescale": "share in which guided predictions get the deviation of unguided ones (0.7 in the paper)",
+        "guided_channels": "guidance acts on the first so many channels: 3 of 4 in DiT's published code",
         "weak": "a model to be guided away from: a smaller one, or an earlier one of the same run (autoguidance)",
         "weak_scale": "how far from it: 1 is off, 2 if left out",
         **OWN,
@@ -262,7 +263,7 @@ class Diffusion(System):
         return unguided if scale == 1 and "weak" not in inputs else self._guided(scale, conditions, inputs)
 
     def _guided(self, scale: float, conditions: Conditions, inputs: Mapping[str, Any]) -> Guide:
-        null, channels = self.null(conditions), self.config.guided_channels
+        null, channels = self.null(conditions), inputs.get("guided_channels", self.config.guided_channels)
         guide = rescaled(null, scale, inputs.get("guidance_rescale", 0.0), channels) if scale != 1 else unguided
         if scale != 1 and "guidance_interval" in inputs:
             guide = within(guide, *sorted(inputs["guidance_interval"]))
@@ -375,6 +376,15 @@ def _check_rescale(system: Diffusion, request: Request, value: Any) -> None:
         raise InputError(f"guidance_rescale={value!r}: a number from 0 to 1 is needed")
 
 
+def _check_channels(system: Diffusion, request: Request, value: Any) -> None:
+    _guides("guided_channels", request)
+    count = system.config.network.in_channels
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= count:
+        raise InputError(
+            f"guided_channels={value!r}: a whole number from 1 to {count} is needed, as many as are denoised"
+        )
+
+
 def _check_weak(system: Diffusion, request: Request, value: Any) -> None:
     if not isinstance(value, type(system)):
         raise InputError(f"weak={value!r}: a loaded {system.title} is needed, as hwaga.load gives it")
@@ -413,8 +423,8 @@ def _check_strip(system: Diffusion, request: Request, value: Any) -> None:
 
 
 CHECKS: dict[str, Callable[[Diffusion, Request, Any], None]] = {
-    "guidance_interval": _check_interval, "guidance_rescale": _check_rescale, "weak": _check_weak,
-    "weak_scale": _check_weak_scale, "strength": _check_strength, "image": _check_image, "mask": _check_mask,
-    "strip": _check_strip, "inversion": check_inversion, "inversion_label": check_inversion_label,
+    "guidance_interval": _check_interval, "guidance_rescale": _check_rescale, "guided_channels": _check_channels,
+    "weak": _check_weak, "weak_scale": _check_weak_scale, "strength": _check_strength, "image": _check_image,
+    "mask": _check_mask, "strip": _check_strip, "inversion": check_inversion, "inversion_label": check_inversion_label,
 }  # fmt: skip
 """A check of each input that a call may have: InputError in one sentence."""
