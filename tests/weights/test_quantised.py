@@ -1,5 +1,7 @@
 """Linear layers of 8 bits: how near they come, what they are asked for, what cannot be done with them."""
 
+import json
+
 import pytest
 import tiny
 import torch
@@ -65,6 +67,8 @@ def test_a_model_is_loaded_so_when_asked_and_is_not_saved_again(tmp_path):
     rounded = hwaga.load(tmp_path / "model", device="cpu", dtype="int8")
     near, exact = rounded.sample(**call), system.sample(**call)
     assert 0 < (near - exact).abs().max() < 0.1
+    picture = rounded.sample(**{**call, "output": "pil"})[0]
+    assert json.loads(picture.info["hwaga"])["dtype"] == "int8"  # so that `--from` paints it again
     for write in (lambda f: save(rounded, f), lambda f: hwaga.export(rounded, f, "single")):
         with pytest.raises(InputError, match="rounded"):
             write(tmp_path / "again")

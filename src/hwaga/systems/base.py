@@ -31,6 +31,7 @@ from ..processes import KIND
 from ..provenance import attach, record
 from ..samplers import SAMPLERS
 from ..samplers.noise import from_seed, replayed, stream
+from ..weights.quantised import is_quantised
 from .pictures import read_picture, read_pictures, to_inside, to_pil
 from .sources import kept
 
@@ -285,6 +286,12 @@ class System:
     def dtype(self) -> torch.dtype:
         return self._parameter.dtype
 
+    @property
+    def arithmetic(self) -> str:
+        """In which type is computed, as `load` names it."""
+        rounded = any(is_quantised(network) for network in self.networks.values())
+        return "int8" if rounded else str(self.dtype)
+
     # -------------------------------------------------------------------------------------------------------------- sample
 
     @torch.no_grad()
@@ -413,7 +420,7 @@ class System:
             named = about.classes[label] if label is not None and label < len(about.classes) else None
             attach(image, record(
                 self.name, about.name or "in memory", call, index=i, size=request.size, model_hash=about.sha256,
-                device=str(request.device), dtype=str(self.dtype), label=label, label_name=named,
+                device=str(request.device), dtype=self.arithmetic, label=label, label_name=named,
                 licence=about.data_licence, attribution=about.attribution,
             ))  # fmt: skip
         return images
