@@ -13,10 +13,13 @@ from hwaga import running
 from hwaga.data import DataConfig, open_data
 from hwaga.data.beside import with_beside
 from hwaga.errors import InputError
+from hwaga.preparing import start_from
+from hwaga.processes.spacing import Spaced
+from hwaga.recipes import load_recipe, shipped_recipes
 from hwaga.samplers.denoiser import denoiser
 from hwaga.samplers.noise import from_seed
 from hwaga.saving import save
-from hwaga.systems import latents
+from hwaga.systems import find, latents
 
 KINDS = {
     "diffusion": {},
@@ -160,6 +163,32 @@ def test_data_whose_latents_no_patch_divides_are_refused(codec, tmp_path):
     with pytest.raises(InputError, match="multiples of 4"):
         running.train(recipe(codec), overrides={"data.size": 18}, out=tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_fine_tuning_with_other_classes_keeps_all_but_the_label_embedding(tmp_path):
+    old = filled(tiny.latent_dit(network={"width": 64, "heads": 1, "time_scale": 1.0}))
+    hwaga.export(old, tmp_path / "DiT-tiny.safetensors", format="single")
+    new, said = tiny.latent_dit(seed=1, network={"width": 64, "heads": 1, "classes": 8}), []
+    codec = new.autoencoder.state_dict()
+    start_from(new, str(tmp_path / "DiT-tiny.safetensors"), said.append, given=("autoencoder",))
+    assert len(said) == 1 and said[0].endswith("new: labels.weight")
+    assert torch.equal(new.network.blocks[1].mlp.up.weight, old.network.blocks[1].mlp.up.weight)
+    assert new.network.labels.weight.shape[0] == 8
+    assert all(torch.equal(value, codec[name]) for name, value in new.autoencoder.state_dict().items())
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_recipes() if "/dit" in name or "/sit" in name])
+def test_a_recipe_makes_the_network_that_it_names(name):
+    recipe = load_recipe(name)
+    latent = (
+        {"autoencoder": {"latent_channels": 4, "channels": [16, 32, 64], "groups": 16}} if recipe.components else {}
+    )
+    cls, size = find("dit"), recipe.data.shape
+    config = cls.checked(cls.complete({**recipe.model, **latent}, size, [str(i) for i in range(5)]))
+    cls.check_data(config, size)
+    assert config.network.classes == 6 and config.sampling.guidance_scale >= 1
+    assert config.process.build().grid(3, Spaced())[-1].sigma == 0
+    assert config.sampling.sampler.startswith("flow") == (config.process.kind == "flow")
 
 
 def test_flips_are_seen_through_the_autoencoder(latent):
