@@ -322,11 +322,13 @@ def _create(recipe: Recipe, data: Dataset, components: Mapping[str, nn.Module]) 
 def _components(recipe: Recipe) -> dict[str, nn.Module]:
     """The trained networks that the recipe names, each from the model that has one of that name."""
     from .loading import load
+    from .systems import find
 
-    found = {}
+    found, cls = {}, find(recipe.system)
     for name, source in recipe.components.items():
-        networks = load(source, device="cpu", dtype="float32").networks
-        if name not in networks:
-            raise InputError(f"components.{name}={source!r} has no network {name!r}; it has {', '.join(networks)}")
-        found[name] = networks[name].requires_grad_(False)
+        other, part = load(source, device="cpu", dtype="float32"), cls.stands_for.get(name, name)
+        if part not in other.networks:
+            raise InputError(f"components.{name}={source!r} has no network {part!r}; it has {', '.join(other.networks)}")
+        cls.check_component(recipe.model, name, other)
+        found[name] = other.networks[part].requires_grad_(False)
     return found

@@ -34,6 +34,7 @@ class TokenAttention(nn.Module):
         if width % heads:
             raise ValueError(f"heads={heads} does not divide width={width}")
         self.heads = heads
+        self.passes = False  # see layers/attention.py: passing
         self.qkv = nn.Linear(width, 3 * width)
         self.norm_q = RMSNorm(width // heads, eps=eps) if qk_norm else None
         self.norm_k = RMSNorm(width // heads, eps=eps) if qk_norm else None
@@ -45,7 +46,8 @@ class TokenAttention(nn.Module):
             q, k = self.norm_q(q), self.norm_k(k)
         if rotation is not None:
             q, k = rotated(q, rotation), rotated(k, rotation)
-        return self.out(rearrange(scaled_dot_product_attention(q, k, v), "n heads l d -> n l (heads d)"))
+        mixed = v if self.passes else scaled_dot_product_attention(q, k, v)
+        return self.out(rearrange(mixed, "n heads l d -> n l (heads d)"))
 
 
 class CrossAttention(nn.Module):

@@ -23,6 +23,9 @@ KIND = "kind "
 """What the tags begin with by which pydantic tells configs apart: no part of a key that a user wrote."""
 
 
+KINDS = ("gaussian", "flow", "vp", "sub-vp", "ve")
+
+
 def _kind(value: Any) -> str:
     kind = value.get("kind", "gaussian") if isinstance(value, dict) else getattr(value, "kind", "gaussian")
     return KIND + str(kind)
@@ -34,5 +37,5 @@ ProcessConfig = Annotated[
     | Annotated[VPConfig, Tag(KIND + "vp")]
     | Annotated[SubVPConfig, Tag(KIND + "sub-vp")]
     | Annotated[VEConfig, Tag(KIND + "ve")],
-    Discriminator(_kind),
+    Discriminator(_kind, custom_error_type="kind", custom_error_message=f"kind is one of {', '.join(KINDS)}"),
 ]

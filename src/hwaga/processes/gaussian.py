@@ -167,7 +167,9 @@ class GaussianDiffusion(Process):
         if not how.respaced:
             return [self._between(float(r), float(k)) for r, k in zip(ratios, at, strict=True)]
         ends = (ratios[0], ratios[-1]) if how.rule == "ratios" else (table[-1], table[0])
-        return [self._between(r, self._fed_at(r, how)) for r in how.between(float(ends[0]), float(ends[1]), steps).tolist()]
+        return [
+            self._between(r, self._fed_at(r, how)) for r in how.between(float(ends[0]), float(ends[1]), steps).tolist()
+        ]
 
     def _between(self, ratio: float, k: float) -> Point:
         alpha = 1 / math.sqrt(1 + ratio**2)

@@ -122,6 +122,7 @@ class System:
     own: ClassVar[Mapping[str, str]] = {}  # the system's own keywords, each with a line of explanation
     formats: ClassVar[tuple[str, ...]] = ()  # public formats that load and save
     trains_with: ClassVar[tuple[str, ...]] = ()  # networks that training alone needs: a model that paints may lack them
+    stands_for: ClassVar[Mapping[str, str]] = {}  # components of a recipe that are another model's network of another name
     may_lack: ClassVar[
         tuple[str, ...]
     ] = ()  # networks that a public file may hold nothing of: `components=` gives them
@@ -150,6 +151,10 @@ class System:
         their name."""
         told = {name: part.config for name, part in components.items() if name in cls.Config.model_fields}
         return {**{name: own.model_dump(mode="json") for name, own in told.items()}, **config}  # type: ignore[union-attr,operator]
+
+    @classmethod
+    def check_component(cls, config: Mapping[str, Any], name: str, other: System) -> None:
+        """Raises InputError where another model's network cannot be the component `name` of a recipe's `model:` section."""
 
     @classmethod
     def check_data(cls, config: Any, size: tuple[int, int]) -> None:

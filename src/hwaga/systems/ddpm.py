@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from ..errors import InputError
 from ..files import write_json
 from ..formats import schedulers, unet2d
 from ..formats.folders import PublicFolder, write_component
+from ..networks.autoencoder import AutoencoderKLConfig
 from ..networks.unet import UNetConfig
 from ..objectives.variational import Bound, bound
 from ..processes.gaussian import GaussianDiffusion
@@ -36,19 +37,23 @@ from ..samplers.denoiser import denoiser
 from ..samplers.noise import from_seed
 from ..weights.fill import fill
 from ..weights.mapped import Renamed
+from . import students
 from .base import About
 from .diffusion import Diffusion, DiffusionConfig
 from .pictures import to_inside
 
+TIME_SCALE = 1000.0  # of networks that are fed a time in [0, 1], not an index: the sinusoid is made for 0 ... 1000
+
 
 class DDPMConfig(DiffusionConfig, frozen=True, extra="forbid"):
     network: UNetConfig = UNetConfig()
+    teacher: UNetConfig | None = Field(None, description="of components.teacher, where a student learns from one")
 
     @model_validator(mode="after")
     def _agrees(self) -> DDPMConfig:
         wanted = self.network.in_channels * (2 if self.process.learns_variance else 1)
         if self.network.out_channels != wanted:
-            given = f"network.out_channels={self.network.out_channels} with process.variance={getattr(self.process, 'variance', None)}"
+            given = f"network.out_channels={self.network.out_channels} with this process"
             raise ValueError(f"{given}: {wanted} are needed")
         if self.labels != (self.network.classes > 0):
             raise ValueError(f"labels={self.labels} with network.classes={self.network.classes}")
@@ -56,7 +61,7 @@ class DDPMConfig(DiffusionConfig, frozen=True, extra="forbid"):
 
 
 class DDPM(Diffusion):
-    """Pictures straight from pixels. Networks: `network`, a UNet."""
+    """Networks: `network`, a UNet; `autoencoder`, frozen, where it denoises latents and not pixels."""
 
     name, title, year = "ddpm", "DDPM", 2020
     paper = "Denoising Diffusion Probabilistic Models (arXiv:2006.11239)"
@@ -67,22 +72,28 @@ class DDPM(Diffusion):
 
     @classmethod
     def network_configs(cls, config: DDPMConfig) -> dict[str, Any]:
-        return {"network": config.network}
+        found: dict[str, Any] = {"network": config.network, **({"teacher": config.teacher} if config.teacher else {})}
+        return found if config.autoencoder is None else {**found, "autoencoder": config.autoencoder}
 
     @classmethod
     def complete(cls, config: dict[str, Any], size: tuple[int, int], classes: Sequence[str]) -> dict[str, Any]:
+        config = students.completed(config)
         network, process = dict(config.get("network", {})), config.get("process", {})
         if config.get("labels"):
             if not classes:
                 raise InputError("model.labels=true, but the data have no labels; set model.labels=false")
             network.setdefault("classes", len(classes) + 1)
-        if str(process.get("variance", "")).startswith("learned"):
-            network.setdefault("out_channels", 2 * network.get("in_channels", 3))
+        if config.get("autoencoder"):
+            network.setdefault("in_channels", AutoencoderKLConfig(**config["autoencoder"]).latent_channels)
+        channels = network.get("in_channels", 3)
+        network.setdefault("out_channels", channels * (2 if "learned" in str(process.get("variance", "")) else 1))
+        if process.get("kind", "gaussian") != "gaussian":
+            network.setdefault("time_scale", TIME_SCALE)
         return {**config, "network": network}
 
     @classmethod
     def check_data(cls, config: DDPMConfig, size: tuple[int, int]) -> None:
-        factor = config.network.factor
+        factor = config.network.factor * (1 if config.autoencoder is None else config.autoencoder.factor)
         if any(side % factor for side in size):
             raise InputError(
                 f"data.size={size}: this network needs multiples of {factor}, as it halves the picture that far"
@@ -92,7 +103,7 @@ class DDPM(Diffusion):
 
     @property
     def tells_bits(self) -> bool:
-        return isinstance(self.process, GaussianDiffusion)
+        return isinstance(self.process, GaussianDiffusion) and self.config.student is None
 
     @torch.no_grad()
     def bits(

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..interfaces import Batch, Denoise, Draw, Noise, Objective, Point, Precomputed, Stage, Terms
+from ..layers.attention import middle_attention, passing
 from ..networks.autoencoder import AutoencoderKLConfig
 from ..objectives.denoising import denoising, held_out_bins, mean_terms
 from ..processes import ProcessConfig
@@ -29,8 +30,8 @@ from ..processes.process import Process, level_of, noised
 from ..processes.spacing import Spaced, given
 from ..samplers import FLOW, ON_GRID, SAMPLERS
 from ..samplers.denoiser import Conditions, Guide, denoiser, known_outside, unguided
-from ..samplers.guidance import autoguided, rescaled, within
-from . import latents
+from ..samplers.guidance import autoguided, perturbed, rescaled, within
+from . import latents, students
 from .base import Defaults, Request, System
 from .inversion import OWN, check_inversion, check_inversion_label, inverted, unclipped
 from .pictures import to_inside
@@ -98,13 +99,21 @@ class DiffusionConfig(BaseModel, frozen=True, extra="forbid"):
         None, description="null: pixels; else that of components.autoencoder"
     )
     latents: Literal["sample", "mean"] = Field("sample", description="what training sees of a picture's posterior")
+    student: students.StudentConfig | None = Field(None, description="distilled for few steps; null: a plain denoiser")
+
+    @model_validator(mode="after")
+    def _student_fits(self) -> DiffusionConfig:
+        students.agrees(self)
+        return self
 
 
 class Diffusion(System):
     """Base of the systems that denoise. Their config is a DiffusionConfig; `network` is one of their networks."""
 
     process: Process
-    stage_names = ("denoising",)
+    stage_names = ("denoising", "distillation")
+    trains_with = ("teacher",)
+    stands_for = {"teacher": "network"}
     takes: ClassVar[tuple[str, ...]] = (
         "label", "steps", "sampler", "sampler_options", "guidance_scale", "image", "mask", "strength", "fit_image",
         "keep_unmasked",
@@ -115,6 +124,7 @@ class Diffusion(System):
         "guided_channels": "guidance acts on the first so many channels: 3 of 4 in DiT's published code",
         "weak": "a model to be guided away from: a smaller one, or an earlier one of the same run (autoguidance)",
         "weak_scale": "how far from it: 1 is off, 2 if left out",
+        "attention_scale": "how far away from the network without its middle attention (perturbed-attention guidance): 0 is off",
         **OWN,
         "strip": "number of noise levels: paints a strip, the picture of image= (or of a sample) noised above, denoised below",
     }
@@ -122,6 +132,11 @@ class Diffusion(System):
     def __init__(self, config: Any, networks: Mapping[str, Any], about: Any) -> None:
         super().__init__(config, networks, about)
         self.process = config.process.build()
+
+    @classmethod
+    def check_component(cls, config: Mapping[str, Any], name: str, other: System) -> None:
+        if name == "teacher":
+            students.check_teacher(config.get("process", {}), other)
 
     @property
     def network(self) -> Any:
@@ -184,6 +199,8 @@ class Diffusion(System):
     # -------------------------------------------------------------------------------------------------------- how it learns
 
     def stages(self) -> list[Stage]:
+        if self.config.student is not None:
+            return [students.stage(self)]
         objective = Objective("denoising", ("network",), self.loss)
         return [Stage("denoising", {"network": self.network}, [objective], ("network",), self.held_out)]
 
@@ -255,12 +272,16 @@ class Diffusion(System):
         """The denoiser of a request."""
         label = None if request.label is None else request.label.to(request.device)
         conditions = self.conditions(label)
+        if self.config.student is not None:
+            return students.asked(self, request, conditions)
         return denoiser(self.compute, self.process, conditions, self.guide(request, conditions))
 
     def guide(self, request: Request, conditions: Conditions) -> Guide:
         """How predictions are guided in a call; what is off costs nothing."""
         scale, inputs = request.guidance_scale, request.inputs
-        return unguided if scale == 1 and "weak" not in inputs else self._guided(scale, conditions, inputs)
+        if scale == 1 and not inputs.keys() & {"weak", "attention_scale"}:
+            return unguided
+        return self._guided(scale, conditions, inputs)
 
     def _guided(self, scale: float, conditions: Conditions, inputs: Mapping[str, Any]) -> Guide:
         null, channels = self.null(conditions), inputs.get("guided_channels", self.config.guided_channels)
@@ -269,7 +290,8 @@ class Diffusion(System):
             guide = within(guide, *sorted(inputs["guidance_interval"]))
         if "weak" in inputs:
             guide = autoguided(inputs["weak"].compute, inputs.get("weak_scale", 2.0), guide)
-        return guide
+        layers = middle_attention(self.network)
+        return perturbed(lambda: passing(layers), inputs.get("attention_scale", 0.0), guide)
 
     def source(self, request: Request) -> Tensor:
         """The picture of `image`, as it is denoised, for all pictures of the part."""
@@ -307,7 +329,8 @@ class Diffusion(System):
 
     def defaults(self) -> Defaults:
         how, total = self.config.sampling, getattr(self.process.config, "timesteps", MANY_STEPS)
-        steps = {name: how.steps or min(FEW_STEPS.get(name, MANY_STEPS), total) for name in SAMPLERS}
+        few = {name: n for name, n in FEW_STEPS.items() if name != how.sampler}
+        steps = {name: few.get(name) or min(how.steps or FEW_STEPS.get(name, MANY_STEPS), total) for name in SAMPLERS}
         options = {name: how.of(name) for name in SAMPLERS}
         kind = getattr(self.process.config, "variance", "fixed-small")
         options["ddpm"]["variance"] = "learned" if kind.startswith("learned") else kind
@@ -317,7 +340,9 @@ class Diffusion(System):
         self._check_options(request)
         if self.config.autoencoder is not None:
             _ = self.autoencoder  # InputError where a file did not hold one
-        if request.guidance_scale != 1:
+        if self.config.student is not None:
+            students.check(self, request)
+        elif request.guidance_scale != 1:
             self.check_guidance(request)
         for name, check in CHECKS.items():
             if name in request.inputs:
@@ -397,6 +422,13 @@ def _check_weak_scale(system: Diffusion, request: Request, value: Any) -> None:
         raise InputError(f"weak_scale={value!r}: a number is needed")
 
 
+def _check_attention_scale(system: Diffusion, request: Request, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"attention_scale={value!r}: a number is needed; 0 is off")
+    if not middle_attention(system.network):
+        raise InputError("attention_scale= given, but this network has no attention")
+
+
 def _check_strength(system: Diffusion, request: Request, value: Any) -> None:
     if not _unit(value):
         raise InputError(f"strength={value!r}: a number from 0 (the input back) to 1 is needed")
@@ -424,7 +456,8 @@ def _check_strip(system: Diffusion, request: Request, value: Any) -> None:
 
 CHECKS: dict[str, Callable[[Diffusion, Request, Any], None]] = {
     "guidance_interval": _check_interval, "guidance_rescale": _check_rescale, "guided_channels": _check_channels,
-    "weak": _check_weak, "weak_scale": _check_weak_scale, "strength": _check_strength, "image": _check_image,
-    "mask": _check_mask, "strip": _check_strip, "inversion": check_inversion, "inversion_label": check_inversion_label,
+    "weak": _check_weak, "weak_scale": _check_weak_scale, "attention_scale": _check_attention_scale,
+    "strength": _check_strength, "image": _check_image, "mask": _check_mask, "strip": _check_strip,
+    "inversion": check_inversion, "inversion_label": check_inversion_label,
 }  # fmt: skip
 """A check of each input that a call may have: InputError in one sentence."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from ..errors import InputError
@@ -35,7 +35,7 @@ from ..networks.autoencoder import AutoencoderKLConfig
 from ..networks.dit import DiTConfig as NetworkConfig
 from ..processes.flow import FlowConfig
 from ..processes.gaussian import GaussianConfig
-from . import latents
+from . import latents, students
 from .base import About
 from .diffusion import Diffusion, DiffusionConfig
 
@@ -44,6 +44,7 @@ TIME_SCALE = 1000.0  # of networks that are fed a time in [0, 1]: the sinusoid's
 
 class DiTConfig(DiffusionConfig, frozen=True, extra="forbid"):
     network: NetworkConfig = NetworkConfig()
+    teacher: NetworkConfig | None = Field(None, description="of components.teacher, where a student learns from one")
 
     @model_validator(mode="after")
     def _agrees(self) -> DiTConfig:
@@ -73,11 +74,12 @@ class DiT(Diffusion):
 
     @classmethod
     def network_configs(cls, config: DiTConfig) -> dict[str, Any]:
-        found: dict[str, Any] = {"network": config.network}
+        found: dict[str, Any] = {"network": config.network, **({"teacher": config.teacher} if config.teacher else {})}
         return found if config.autoencoder is None else {**found, "autoencoder": config.autoencoder}
 
     @classmethod
     def complete(cls, config: dict[str, Any], size: tuple[int, int], classes: Sequence[str]) -> dict[str, Any]:
+        config = students.completed(config)
         network, process = dict(config.get("network", {})), config.get("process", {})
         codec = AutoencoderKLConfig(**config["autoencoder"]) if config.get("autoencoder") else None
         channels, factor = (3, 1) if codec is None else (codec.latent_channels, codec.factor)
