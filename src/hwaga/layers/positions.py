@@ -20,6 +20,16 @@ def _places(count: int, trained: int | None) -> Tensor:
     return torch.arange(count, dtype=torch.float64) * ((trained or count) / count)
 
 
+def positions_2d(
+    kind: str, width: int, heads: int, place: Grid, grid: Grid | None, extra: int, like: Tensor
+) -> tuple[Tensor | float, Tensor | None]:  # fmt: skip
+    """What is added to tokens that stand on `place` (rows, columns), and by what their queries and keys are turned: of the
+    kinds `sine-cosine` the first, `rope` the second, `none` neither. `extra` tokens stand beside the picture."""
+    if kind == "rope":
+        return 0.0, rotations_2d(width // heads, *place, grid, extra, like.device)
+    return sine_cosine_2d(width, *place, grid, like.device).to(like.dtype) if kind == "sine-cosine" else 0.0, None
+
+
 @lru_cache(maxsize=32)
 def sine_cosine_2d(
     width: int, height: int, columns: int, grid: Grid | None, device: torch.device

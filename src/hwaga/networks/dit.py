@@ -25,16 +25,16 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from einops import rearrange
 from jaxtyping import Float, Int
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
-from torch.nn.functional import linear, silu
+from torch.nn.functional import silu
 from torch.utils.checkpoint import checkpoint
 
 from ..layers.embeddings import TimeEmbedding, guidance_wave, sinusoid
 from ..layers.initialise import initialise, normal, variance_scaling
-from ..layers.positions import rotations_2d, sine_cosine_2d
+from ..layers.patches import Patches, assembled
+from ..layers.positions import positions_2d, sine_cosine_2d
 from ..layers.transformer import MLP, CrossAttention, SwiGLU, TokenAttention, modulated
 
 Conditioning = Literal["adaln-zero", "adaln", "cross-attention", "in-context"]
@@ -137,17 +137,22 @@ class Block(nn.Module):
 
     def forward(self, x: Float[Tensor, "n l d"], told: Tensor | None, rotation: Tensor | None) -> Tensor:
         if self.modulation is None:
-            x = x + self.attention(self.norm_1(x), rotation)
-            if self.cross is not None and self.norm_cross is not None:
-                x = x + self.cross(self.norm_cross(x), told)
-            return x + self.mlp(self.norm_2(x))
-        parts = self.modulation(told)[:, None].chunk(self.modulation.out_features // x.shape[-1], dim=-1)
-        if len(parts) == 4:
-            x = x + self.attention(modulated(self.norm_1(x), *parts[:2]), rotation)
-            return x + self.mlp(modulated(self.norm_2(x), *parts[2:]))
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = parts
+            return self.untold(x, told, rotation)
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.numbers(self.modulation(told)[:, None])
         x = torch.addcmul(x, gate_1, self.attention(modulated(self.norm_1(x), shift_1, scale_1), rotation))
         return torch.addcmul(x, gate_2, self.mlp(modulated(self.norm_2(x), shift_2, scale_2)))
+
+    def numbers(self, said: Float[Tensor, "n 1 k"]) -> tuple[Tensor, ...]:
+        """Shift, scale and gate of attention and of the feed-forward layers, (n, 1, d) each; plain adaLN's gates are open."""
+        parts = said.chunk(said.shape[-1] // self.attention.out.out_features, dim=-1)
+        return parts if len(parts) == 6 else (*parts[:2], said.new_ones(()), *parts[2:], said.new_ones(()))
+
+    def untold(self, x: Tensor, told: Tensor | None, rotation: Tensor | None) -> Tensor:
+        """The block whose norms are not told the condition."""
+        x = x + self.attention(self.norm_1(x), rotation)
+        if self.cross is not None and self.norm_cross is not None:
+            x = x + self.cross(self.norm_cross(x), told)
+        return x + self.mlp(self.norm_2(x))
 
 
 class Out(nn.Module):
@@ -174,8 +179,7 @@ class DiT(nn.Module):
         super().__init__()
         self.config = config
         self.checkpointing = False
-        # only its weights are used: blocks do not overlap, so that convolving is one matrix product of all of them
-        self.patches = nn.Conv2d(config.in_channels, config.width, config.patch, stride=config.patch)
+        self.patches = Patches(config.in_channels, config.width, config.patch)
         self.time = TimeEmbedding(config.frequency_width, config.width, config.guidance_width)
         self.span = TimeEmbedding(config.frequency_width, config.width) if config.span else None
         self.labels = nn.Embedding(config.classes, config.width) if config.classes else None
@@ -210,29 +214,18 @@ class DiT(nn.Module):
         """The raw prediction at x. `time` is what the grid feeds; label 0 ... classes - 1. Height and width are multiples of
         the patch: ValueError otherwise, and where labels are missing or there are none to give; so too with `guidance`, a
         scale, and `span`, time here less time where the step leads."""
-        p, height, width = self.config.patch, x.shape[2], x.shape[3]
-        if height % p or width % p:
-            raise ValueError(f"{height} x {width} is not a multiple of patch={p}")
-        rows, columns = height // p, width // p
+        how, place = self.config, (x.shape[2] // self.config.patch, x.shape[3] // self.config.patch)
         told, tokens = self.condition(time, label, x.dtype, guidance, span)
-        blocks = rearrange(x, "n c (y p) (x q) -> n (y x) (c p q)", p=p, q=p)
-        h = linear(blocks, self.patches.weight.flatten(1), self.patches.bias)
-        if self.config.positions == "sine-cosine":
-            h = h + sine_cosine_2d(self.config.width, rows, columns, self.config.grid, x.device).to(h.dtype)
-        if tokens is not None:
-            h = torch.cat([h, tokens], dim=1)
-        extra = h.shape[1] - rows * columns
-        rotation = None
-        if self.config.positions == "rope":
-            head = self.config.width // self.config.heads
-            rotation = rotations_2d(head, rows, columns, self.config.grid, extra, x.device)
+        extra = 0 if tokens is None else tokens.shape[1]
+        h = self.patches(x)
+        added, rotation = positions_2d(how.positions, how.width, how.heads, place, how.grid, extra, h)
+        h = h + added if tokens is None else torch.cat([h + added, tokens], dim=1)
         for block in self.blocks:
             if self.checkpointing and torch.is_grad_enabled():
                 h = checkpoint(block, h, told, rotation, use_reentrant=False)
             else:
                 h = block(h, told, rotation)
-        h = self.out(h[:, : rows * columns], told)
-        return rearrange(h, "n (y x) (p q o) -> n o (y p) (x q)", y=rows, p=p, q=p)
+        return assembled(self.out(h[:, : place[0] * place[1]], told), how.patch, place[0])
 
     def condition(
         self, time: Float[Tensor, " n"], label: Tensor | None, dtype: torch.dtype, guidance: Tensor | None = None,
@@ -242,7 +235,9 @@ class DiT(nn.Module):
         if (label is None) != (self.labels is None):
             raise ValueError("label missing" if label is None else "label given to a network without label embedding")
         fed = time.float() * self.config.time_scale + self.config.time_offset
-        wave = partial(sinusoid, width=self.config.frequency_width, cosine_first=True, shift=self.config.frequency_shift)
+        wave = partial(
+            sinusoid, width=self.config.frequency_width, cosine_first=True, shift=self.config.frequency_shift
+        )
         told = None if guidance is None else guidance_wave(guidance, self.config.guidance_width).to(dtype)
         c = self.time(wave(fed).to(dtype), told)
         if (span is None) != (self.span is None):
