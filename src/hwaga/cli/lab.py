@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,7 +48,7 @@ def lab(
     with Progress("learning", quiet) as bar:
         learned = {
             kind: learning.learn(
-                data, own, steps=steps, seed=seed, say=lambda done, total, kind=kind: bar.update(done, total, kind)
+                data, own, steps=steps, seed=seed, say=partial(_told, bar, kind)
             )
             for kind, own in (("diffusion", config), ("flow", figures.process_config("flow")))
         }  # fmt: skip
@@ -58,6 +59,10 @@ def lab(
     for line in told(found):
         print(line)
     print(f"written         {out}/score.png paths.png samplers.png langevin.png lab.json")
+
+
+def _told(bar: Progress, kind: str, done: int, total: int) -> None:
+    bar.update(done, total, kind)
 
 
 def told(found: dict[str, Any]) -> list[str]:

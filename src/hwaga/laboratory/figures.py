@@ -105,7 +105,7 @@ def score_fields(lab: Lab, file: Path) -> Numbers:
 
 def paths(lab: Lab, file: Path) -> Numbers:
     """Where points go from noise to data: by the probability-flow ODE, by ancestral steps, along a rectified flow."""
-    walks = (
+    walks: Any = (
         ("diffusion, ODE", lab.diffusion, "ddim", 100, {}),
         ("diffusion, ancestral", lab.diffusion, "ddim", 100, {"eta": 1.0}),
         ("rectified flow", lab.flow, "ddim", 100, {}),

@@ -57,7 +57,7 @@ def levels(process: Process, t: Tensor, like: Tensor) -> Level:
     level = process.levels(torch.where(t <= 0, 1.0, t), like)
     at_data = (t <= 0).to(like.device).view(-1, *[1] * (like.dim() - 1))
     one, zero = torch.ones((), dtype=like.dtype), torch.zeros((), dtype=like.dtype)
-    return Level(torch.where(at_data, one, level.alpha), torch.where(at_data, zero, level.sigma))  # type: ignore[arg-type]
+    return Level(torch.where(at_data, one, level.alpha), torch.where(at_data, zero, level.sigma))
 
 
 def teacher_step(

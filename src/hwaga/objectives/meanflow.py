@@ -46,8 +46,8 @@ def along(
     """
     with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
         one = torch.ones_like(t)
-        x, t = forward_ad.make_dual(x, v), forward_ad.make_dual(t, one)
-        u, moved = forward_ad.unpack_dual(network(x, t, span=t - r, **conditions))
+        x, t = forward_ad.make_dual(x, v), forward_ad.make_dual(t, one)  # type: ignore[no-untyped-call]
+        u, moved = forward_ad.unpack_dual(network(x, t, span=t - r, **conditions))  # type: ignore[no-untyped-call]
     return u, torch.zeros_like(u) if moved is None else moved.detach()
 
 
