@@ -1,5 +1,6 @@
 """DiT as a system: pixels and latents, diffusion and flow, public weights, what it refuses."""
 
+import argparse
 import json
 import math
 
@@ -352,6 +353,46 @@ def test_a_trained_latent_dit_goes_to_a_public_folder_and_back(tmp_path):
         if file.is_file():
             other = tmp_path / "again" / file.relative_to(tmp_path / "folder")
             assert file.read_bytes() == other.read_bytes(), file
+
+
+def test_a_transformer_folder_alone_takes_an_autoencoder_beside_it(tmp_path):
+    network = {"frequency_shift": 1.0, "mlp_eps": 1e-5}
+    model = filled(tiny.latent_dit(network=network, sampling={"sampler": "ddim", "clip": None}))
+    hwaga.export(model, tmp_path / "whole")
+    alone = hwaga.load(tmp_path / "whole" / "transformer", device="cpu", dtype="float32")
+    with pytest.raises(InputError, match="components="):
+        paint(alone)
+    with pytest.raises(InputError, match="came without"):
+        alone.decode(torch.zeros(1, 4, 8, 8))
+    given = {"autoencoder": tmp_path / "whole" / "vae"}
+    both = hwaga.load(tmp_path / "whole" / "transformer", device="cpu", dtype="float32", components=given)
+    whole = hwaga.load(tmp_path / "whole", device="cpu", dtype="float32")
+    call = {"label": 1, "sampler": "ddim", "sampler_options": {"clip": None}}
+    options = {"noise": {"noise": torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))}}
+    assert both.about.size == whole.about.size == (16, 16)
+    one = both.process.config.model_copy(update={"timesteps": 50})
+    both.process = one.build()
+    whole.process = one.build()
+    assert torch.equal(paint(both, **call, **options), paint(whole, **call, **options))
+
+
+def test_of_a_trainings_checkpoint_the_averaged_weights_are_taken_and_that_is_said(tmp_path):
+    models = [filled(tiny.latent_dit(seed=s, network={"width": 64, "heads": 1, "time_scale": 1.0})) for s in (1, 2)]
+    parts = []
+    for k, model in enumerate(models):
+        hwaga.export(model, tmp_path / f"DiT-{k}.safetensors", format="single")
+        parts.append(load_file(tmp_path / f"DiT-{k}.safetensors"))
+    torch.save(
+        {"model": parts[0], "ema": parts[1], "opt": {}, "args": argparse.Namespace(lr=1e-4)}, tmp_path / "DiT.pt"
+    )
+    with pytest.warns(UserWarning, match="ema was taken"):
+        loaded = hwaga.load(tmp_path / "DiT.pt", device="cpu", dtype="float32")
+    raw = hwaga.load(tmp_path / "DiT.pt", device="cpu", dtype="float32", weights="raw")
+    for found, wanted in ((loaded, models[1]), (raw, models[0])):
+        assert torch.equal(found.network.out.linear.weight, wanted.network.out.linear.weight)
+    torch.save({"ema": parts[1]}, tmp_path / "DiT-ema.pt")
+    with pytest.raises(InputError, match="holds ema weights alone"):
+        hwaga.load(tmp_path / "DiT-ema.pt", device="cpu", dtype="float32", weights="raw")
 
 
 def test_a_label_is_known_by_any_of_its_names(latent, monkeypatch):
