@@ -39,8 +39,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recipes": {"data", "training", "evaluation", "systems"},
     "preparing": {"recipes", "loading", "systems", "data", "training"},
     "measuring": {"recipes", "loading", "data", "evaluation"},
+    "curves": {"measuring", "evaluation", "samplers", "systems"},
     "running": {"recipes", "preparing", "measuring", "loading", "saving", "systems", "data", "training", "evaluation"},
-    "cli": {"data", "training", "evaluation", "systems", "loading", "saving", "recipes", "preparing", "running", "laboratory"},
+    "cli": {"data", "training", "evaluation", "systems", "loading", "saving", "recipes", "preparing", "running", "laboratory",
+            "curves"},
     "__main__": {"cli"},
     "__init__": {"systems", "loading", "saving", "running", "provenance"},
 }  # fmt: skip

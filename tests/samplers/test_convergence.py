@@ -89,4 +89,15 @@ def test_order_of_convergence(name, options, order, process):
 )
 def test_the_order_that_is_stated_is_that_of_the_default_options(name):
     assert any(order == SAMPLERS[name].order for other, options, order in METHODS if other == name and not
-               options.keys() - {"left_out", "lower_order_final", "corrector"}), name  # fmt: skip
+               options.keys() - {"left_out", "lower_order_final"}), name  # fmt: skip
+
+
+@pytest.mark.parametrize("runge_kutta", [False, True])
+def test_pndm_on_its_even_grid_has_second_order(runge_kutta, monkeypatch):
+    """As Liu et al. 2022 say in section 3.3: weights of fourth order, but the transfer is DDIM's."""
+    even = lambda process, n: [process.point(v) for v in torch.linspace(0.8, 0.1, n + 1, dtype=torch.float64).tolist()]  # noqa: E731
+    monkeypatch.setitem(globals(), "path", even)
+    process = PROCESSES["cosine"]
+    own = {"process": process, "runge_kutta": runge_kutta}
+    few, many = (error(SAMPLERS["pndm"].run, process, n, **own) for n in (60, 120))
+    assert abs(math.log2(few / many) - SAMPLERS["pndm"].order) < 0.15

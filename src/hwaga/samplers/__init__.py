@@ -128,7 +128,7 @@ SAMPLERS: dict[str, Sampler] = {
         needs_signal=True,
     ),
     "pndm": Sampler(
-        pndm, "pseudo linear multistep", "Liu et al. 2022", 4, 1, "no", {"runge_kutta": yes_or_no}, ends_at_data=False,
+        pndm, "pseudo linear multistep", "Liu et al. 2022", 2, 1, "no", {"runge_kutta": yes_or_no}, ends_at_data=False,
         needs_signal=True, asks_process=True, extra_evaluations=1,
     ),
     "dpm-solver++": Sampler(
@@ -141,7 +141,7 @@ SAMPLERS: dict[str, Sampler] = {
         {**_ORDER, "solver_type": one_of("midpoint", "heun", "polynomial"), "stochastic": yes_or_no}, "halves",
     ),
     "unipc": Sampler(
-        unipc, "UniPC", "Zhao et al. 2023", 2, 1, "no",
+        unipc, "UniPC", "Zhao et al. 2023", 3, 1, "no",
         {**_ORDER, "solver_type": one_of("bh1", "bh2"), "lower_order_final": yes_or_no, "corrector": yes_or_no}, "halves",
     ),
     "lcm": Sampler(
