@@ -244,3 +244,14 @@ def test_latents_are_denoised_in_place_of_pixels():
     assert torch.isfinite(loss) and all(p.grad is None for p in codec.parameters())
     picture = model.sample(n=2, steps=3, seed=0, output="tensor", progress=False)
     assert picture.shape == (2, 3, 16, 16) and math.isfinite(picture.sum())
+
+
+@pytest.mark.parametrize("name", ["flow", "edm", "vp"])
+def test_the_likelihood_of_pictures_is_told_by_the_ode(models, name):
+    image = torch.rand((3, 3, 16, 16), generator=torch.Generator().manual_seed(0))
+    label = torch.tensor([0, 1, 2])
+    assert models[name].tells_bits
+    found, evaluations = models[name].bits(image, label, seed=0)
+    alone, _ = models[name].bits(image[:1], label[:1], seed=0)
+    assert found.named()["bits"].shape == (3,) and torch.isfinite(found.nats).all() and evaluations > 7
+    assert abs(found.bits()[0] - alone.bits()[0]) < 0.05  # steps are chosen for a batch, within a tolerance

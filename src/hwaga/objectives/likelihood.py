@@ -28,6 +28,15 @@ class Likelihood(NamedTuple):
     latent: Tensor  # (n, ...) the noise that x0 leads to, of about unit variance
     evaluations: int
 
+    @property
+    def counted(self) -> str:
+        """What a card calls the number that says how it was measured."""
+        return "evaluations"
+
+    def named(self) -> dict[str, Tensor]:
+        """By the name that the score has."""
+        return {"bits": self.bits()}
+
     def bits(self, levels: int = 256) -> Tensor:
         """Bits a dimension (n,) of pictures in [-1, 1] of so many grey values, on which uniform noise of one value was laid."""
         dimensions = self.latent[0].numel()

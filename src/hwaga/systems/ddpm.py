@@ -16,14 +16,12 @@ prediction (Salimans and Ho 2022), min-SNR weights (Hang et al. 2023), class lab
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from ..errors import InputError
 from ..files import write_json
@@ -31,16 +29,11 @@ from ..formats import schedulers, unet2d
 from ..formats.folders import PublicFolder, write_component
 from ..networks.autoencoder import AutoencoderKLConfig
 from ..networks.unet import UNetConfig
-from ..objectives.variational import Bound, bound
-from ..processes.gaussian import GaussianDiffusion
-from ..samplers.denoiser import denoiser
-from ..samplers.noise import from_seed
 from ..weights.fill import fill
 from ..weights.mapped import Renamed
 from . import students
 from .base import About
 from .diffusion import Diffusion, DiffusionConfig
-from .pictures import to_inside
 
 TIME_SCALE = 1000.0  # of networks that are fed a time in [0, 1], not an index: the sinusoid is made for 0 ... 1000
 
@@ -98,33 +91,6 @@ class DDPM(Diffusion):
             raise InputError(
                 f"data.size={size}: this network needs multiples of {factor}, as it halves the picture that far"
             )
-
-    # ---------------------------------------------------------------------------------------------------------- likelihood
-
-    @property
-    def tells_bits(self) -> bool:
-        return isinstance(self.process, GaussianDiffusion) and self.config.student is None
-
-    @torch.no_grad()
-    def bits(
-        self, image: Tensor, label: Tensor | None, seed: int, count: int | None = None, progress: Any = None
-    ) -> tuple[Bound, int]:
-        """The variational bound of pictures in [0, 1], term by term, in bits a dimension, and at how many indices of the
-        table it was taken: all of them (count=None) or about `count`, log-spaced, as the terms are largest at little noise."""
-        if not isinstance(self.process, GaussianDiffusion):
-            raise InputError(
-                f"the bound is that of a table of steps; this model's process is {self.config.process.kind}"
-            )
-        total = self.process.config.timesteps
-        spaced = None
-        if count is not None and count < total - 1:
-            spaced = sorted({int(k) for k in torch.logspace(0, math.log10(total - 1), count).round()})
-        conditions = self.conditions(None if label is None else label.to(self.device))
-        denoise = denoiser(self.compute, self.process, conditions)
-        noise = from_seed(seed, range(len(image)), self.device)
-        say = (lambda done, of: progress(done, of, "likelihood")) if progress else None
-        found = bound(denoise, self.process, to_inside(image).to(self.device), noise, indices=spaced, callback=say)
-        return found, len(found.indices)
 
     # ------------------------------------------------------------------------------------------------------ public folders
 

@@ -34,6 +34,7 @@ from ..samplers.guidance import autoguided, perturbed, rescaled, within
 from . import latents, students
 from .base import Defaults, Request, System
 from .inversion import OWN, check_inversion, check_inversion_label, inverted, unclipped
+from .likelihoods import bits, told
 from .pictures import to_inside
 from .sources import fitted, read_mask
 from .strips import strip
@@ -302,6 +303,16 @@ class Diffusion(System):
         """True where x is painted anew; of latents those of which any pixel is."""
         mask = read_mask(request.inputs["mask"], request.size).to(request.device)
         return torch.nn.functional.adaptive_max_pool2d(mask.float(), list(size)) > 0
+
+    @property
+    def tells_bits(self) -> bool:
+        return told(self)
+
+    def bits(
+        self, image: Tensor, label: Tensor | None, seed: int, count: int | None = None, progress: Any = None
+    ) -> tuple[Any, int]:
+        """Likelihood of pictures in [0, 1], in bits a dimension, and at how many places it was taken (likelihoods.py)."""
+        return bits(self, image, label, seed, count, progress)
 
     def latents_of(self, x: Tensor) -> Tensor:
         return super().latents_of(x) if self.config.autoencoder is None else self.autoencoder.encode(x)
