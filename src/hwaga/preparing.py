@@ -312,10 +312,11 @@ def _create(recipe: Recipe, data: Dataset, components: Mapping[str, nn.Module]) 
     from .systems import find
 
     counts = [] if data.labels is None else np.bincount(data.labels, minlength=len(data.classes)).tolist()
+    shared = {name: source for name, source in recipe.components.items() if source.startswith("openmoji/")}
     about = {"data": data.config.source, "data_licence": data.licence, "attribution": data.attribution}
     return find(recipe.system).create(
         recipe.model, size=data.config.shape, classes=data.classes, label_counts=counts, seed=recipe.training.seed,
-        about=about, components=components,
+        about={**about, "components": shared}, components=components,
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from hwaga.processes.spacing import Spaced
 from hwaga.recipes import load_recipe, shipped_recipes
 from hwaga.samplers.denoiser import denoiser
 from hwaga.samplers.noise import from_seed
-from hwaga.saving import save
+from hwaga.saving import convert, save
 from hwaga.systems import find, latents
 
 KINDS = {
@@ -142,6 +142,27 @@ def test_a_resumed_run_of_latents_equals_the_uninterrupted(kind, codec, tmp_path
     model = again.load()
     assert paint(model, steps=2).shape == (1, 3, 16, 16) and model.config.autoencoder is not None
     assert (tmp_path / "whole" / "model" / "autoencoder" / "model.safetensors").is_file()
+
+
+def test_weights_that_are_given_away_name_a_shipped_autoencoder_and_do_not_copy_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("hwaga.loading.SHIPPED", tmp_path / "shipped")
+    place = tmp_path / "shipped" / "openmoji" / "vae-kl"
+    save(tiny.vae_kl(), place, dtype=torch.float16)
+    full = {**recipe("openmoji/vae-kl"), "components": {"autoencoder": "openmoji/vae-kl"}}
+    run = running.train(full, out=tmp_path / "run", overrides={"training.steps": 2}, progress=False)
+    assert (run.folder / "model" / "autoencoder").is_dir()  # a run is whole
+    convert(run.folder, tmp_path / "given", "hwaga", dtype="float16")
+    card = json.loads((tmp_path / "given" / "model.json").read_text())
+    assert card["components"]["autoencoder"]["source"] == "openmoji/vae-kl"
+    assert not (tmp_path / "given" / "autoencoder").exists()
+    found, copied = (hwaga.load(f, device="cpu", dtype="float32") for f in (tmp_path / "given", run.folder))
+    picture = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(found.encode(picture), copied.encode(picture))
+    save(found, tmp_path / "whole")  # and written out again where it is saved
+    assert (tmp_path / "whole" / "autoencoder" / "model.safetensors").is_file()
+    copied.autoencoder.scale.mul_(2)
+    save(copied, tmp_path / "other", dtype=torch.float16, refer=True)
+    assert (tmp_path / "other" / "autoencoder").is_dir()  # it is that autoencoder no more
 
 
 def test_another_autoencoder_is_another_run(codec, tmp_path):

@@ -50,6 +50,7 @@ class About(BaseModel):
     data_licence: str | None = None
     attribution: str | None = None
     trained: dict[str, Any] | None = None  # steps, pictures a step and the recipe's fingerprint
+    components: dict[str, str] = {}  # trained parts taken from shipped models: {"autoencoder": "openmoji/vae-kl"}
     name: str | None = None  # "openmoji/ddpm", or the path it was loaded from
     sha256: str | None = None  # over the weights
     layout: dict[str, Any] = {}  # how the public files that it was loaded from were laid out
