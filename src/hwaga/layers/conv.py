@@ -258,7 +258,8 @@ class Conv2d(nn.Conv2d):
             self._kept = None  # an optimizer is about to write
         tracked = (x, weight) if self.bias is None else (x, weight, self.bias)
         learns = torch.is_grad_enabled() and any(one.requires_grad for one in tracked)
-        if learns or not self.cache_transforms or weight.is_inference():
+        planned = hasattr(weight, "fake_mode")  # a plan of memory has no values to keep a transform of
+        if learns or planned or not self.cache_transforms or weight.is_inference():
             return convolve3x3(x, weight, self.bias, force=force)
         n, c, h, w = x.shape
         m = choose("cached", c, self.out_channels, n, h, w) if force is None else force

@@ -171,7 +171,9 @@ class Target:
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.student, self.decay, self.moved = network, decay, -1
-        self.network = copy.deepcopy(network).requires_grad_(False)
+        copies: dict[int, Any] = {id(p): nn.Parameter(p.detach().clone(), requires_grad=False) for p in network.parameters()}
+        copies |= {id(b): b.clone() for b in network.buffers()}  # named here, as a plan's tensors have no data to copy
+        self.network = copy.deepcopy(network, copies)
 
     @torch.no_grad()
     def at(self, step: int) -> nn.Module:
