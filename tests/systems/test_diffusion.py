@@ -255,3 +255,29 @@ def test_the_likelihood_of_pictures_is_told_by_the_ode(models, name):
     alone, _ = models[name].bits(image[:1], label[:1], seed=0)
     assert found.named()["bits"].shape == (3,) and torch.isfinite(found.nats).all() and evaluations > 7
     assert abs(found.bits()[0] - alone.bits()[0]) < 0.05  # steps are chosen for a batch, within a tolerance
+
+
+def test_uncertainty_is_learned_beside_the_network_and_left_out_of_what_is_given_away(tmp_path):
+    import hwaga
+    from hwaga.saving import save
+
+    system = made("flow", uncertainty=True)
+    stage = system.stages()[0]
+    assert set(stage.networks) == {"network", "uncertainty"} and stage.objectives[0].networks == (
+        "network",
+        "uncertainty",
+    )
+    plain = made("flow")
+    same = sum(plain.loss(tiny.batch(), tiny.Draw()).values())
+    assert torch.allclose(sum(system.loss(tiny.batch(), tiny.Draw()).values()), same)  # u begins at 0
+    optimizer = torch.optim.Adam(system.networks["uncertainty"].parameters(), 0.05)
+    for step in range(300):
+        optimizer.zero_grad()
+        sum(system.loss(tiny.batch(16), tiny.Draw(step)).values()).backward()
+        optimizer.step()
+    errors = plain.held_out(tiny.batch(64), tiny.Draw(1))
+    u = lambda t: system.networks["uncertainty"](torch.tensor([2 * math.log((1 - t) / t)])).item()  # noqa: E731
+    for name, t in (("loss t 0.2-0.4", 0.3), ("loss t 0.6-0.8", 0.7)):
+        assert abs(math.exp(u(t)) / errors[name].mean().item() - 1) < 0.35  # the error's mean at that level
+    save(system, tmp_path / "given", training=False)
+    assert set(hwaga.load(tmp_path / "given", device="cpu").networks) == {"network"}

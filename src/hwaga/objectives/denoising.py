@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..interfaces import Draw, Terms
 from ..processes.gaussian import GaussianDiffusion
-from ..processes.process import Process, noised
+from ..processes.process import Process, noised, snr
 from .variational import step_term
 
 
@@ -27,10 +27,12 @@ def denoising(
     conditions: Mapping[str, Tensor],
     draw: Draw,
     within: tuple[float, float] | None = None,
+    uncertainty: Callable[[Tensor], Tensor] | None = None,
 ) -> Terms:
     """Terms of the loss on x0 (pictures in [-1, 1], latents, points), one value a picture (n,): take the mean.
 
     `denoising`: weighted squared error of the raw prediction at a time as the process distributes it, or evenly `within` a part.
+    uncertainty: u (n,) of log SNR (n,), learned with it: the term is then e^-u times itself, plus u (networks/uncertainty.py).
     `variance`, where the variance is learned: the bound's term at that index in bits a dimension, times T / 1000, with the
     mean held fixed (Nichol and Dhariwal 2021, eq. 16).
     """
@@ -44,6 +46,9 @@ def denoising(
         raw, spread = raw.chunk(2, dim=1)
     error = (raw - process.target(x0, eps, level)).square().flatten(1).mean(1)
     terms = {"denoising": process.weight(level).flatten() * error}
+    if uncertainty is not None:
+        u = uncertainty(snr(level).flatten().log())
+        terms["denoising"] = terms["denoising"] * (-u).exp() + u
     if spread is not None and isinstance(process, GaussianDiffusion):
         said = process.clean(raw.detach(), x, level)
         index = process.index_at(t).to(x.device)

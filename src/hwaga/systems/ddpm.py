@@ -64,11 +64,6 @@ class DDPM(Diffusion):
     # ------------------------------------------------------------------------------------------------- what it is made of
 
     @classmethod
-    def network_configs(cls, config: DDPMConfig) -> dict[str, Any]:
-        found: dict[str, Any] = {"network": config.network, **({"teacher": config.teacher} if config.teacher else {})}
-        return found if config.autoencoder is None else {**found, "autoencoder": config.autoencoder}
-
-    @classmethod
     def complete(cls, config: dict[str, Any], size: tuple[int, int], classes: Sequence[str]) -> dict[str, Any]:
         config = students.completed(config)
         network, process = dict(config.get("network", {})), config.get("process", {})

@@ -23,6 +23,7 @@ from ..errors import InputError
 from ..interfaces import Batch, Denoise, Draw, Noise, Objective, Point, Precomputed, Stage, Terms
 from ..layers.attention import middle_attention, passing
 from ..networks.autoencoder import AutoencoderKLConfig
+from ..networks.uncertainty import UncertaintyConfig
 from ..objectives.denoising import denoising, held_out_bins, mean_terms
 from ..processes import ProcessConfig
 from ..processes.gaussian import GaussianConfig, GaussianDiffusion, Spacing
@@ -95,6 +96,7 @@ class DiffusionConfig(BaseModel, frozen=True, extra="forbid"):
     labels: bool = Field(False, description="condition on the data's labels")
     null_label: bool = Field(True, description="the last row of the class embedding means `no label`")
     label_dropout: float = Field(0.1, ge=0, le=1, description="share of training pictures whose label is hidden")
+    uncertainty: bool = Field(False, description="learn how hard each noise level is, and weigh the loss by it")
     guided_channels: int | None = Field(None, ge=1, description="guidance acts on the first so many; null: on all")
     autoencoder: AutoencoderKLConfig | None = Field(
         None, description="null: pixels; else that of components.autoencoder"
@@ -113,7 +115,7 @@ class Diffusion(System):
 
     process: Process
     stage_names = ("denoising", "distillation")
-    trains_with = ("teacher",)
+    trains_with = ("teacher", "uncertainty")
     stands_for = {"teacher": "network"}
     takes: ClassVar[tuple[str, ...]] = (
         "label", "steps", "sampler", "sampler_options", "guidance_scale", "image", "mask", "strength", "fit_image",
@@ -151,6 +153,12 @@ class Diffusion(System):
                 "components={'autoencoder': SOURCE} or --component autoencoder=SOURCE"
             )
         return self.networks["autoencoder"]
+
+    @classmethod
+    def network_configs(cls, config: Any) -> dict[str, Any]:
+        beside = {"teacher": config.teacher, "autoencoder": config.autoencoder}
+        beside["uncertainty"] = UncertaintyConfig() if config.uncertainty else None
+        return {"network": config.network, **{name: part for name, part in beside.items() if part is not None}}
 
     # ------------------------------------------------------------------------------------------- what a subclass may say
 
@@ -202,13 +210,15 @@ class Diffusion(System):
     def stages(self) -> list[Stage]:
         if self.config.student is not None:
             return [students.stage(self)]
-        objective = Objective("denoising", ("network",), self.loss)
-        return [Stage("denoising", {"network": self.network}, [objective], ("network",), self.held_out)]
+        trained = {name: self.networks[name] for name in ("network", "uncertainty") if name in self.networks}
+        objective = Objective("denoising", tuple(trained), self.loss)
+        return [Stage("denoising", trained, [objective], ("network",), self.held_out)]
 
     def loss(self, batch: Batch, draw: Draw) -> Terms:
         """One step of training: algorithm 1, with conditions hidden now and then."""
         conditions = self.hidden(self.conditions(batch.label), draw)
-        return mean_terms(denoising(self.compute, self.process, self.seen(batch, draw), conditions, draw))
+        x0, uncertainty = self.seen(batch, draw), self.networks.get("uncertainty")
+        return mean_terms(denoising(self.compute, self.process, x0, conditions, draw, uncertainty=uncertainty))
 
     def held_out(self, batch: Batch, draw: Draw) -> Mapping[str, Tensor]:
         """The same loss on pictures never trained on, by time."""
