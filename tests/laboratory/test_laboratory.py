@@ -57,8 +57,7 @@ def test_langevin_chains_along_the_learned_score_end_in_the_exact_density(learne
     t, n = figures.LANGEVIN_AT, 500
     at, noise = learned.process.point(t), from_seed(0, range(n))
     start = 1.2 * noise("start", (n, 2)) + 0.8
-    step = 0.1 * at.sigma**2
-    end = learning.langevin(lambda x: learned.score(x, t), start, step, 400, noise)
+    end = learning.langevin(learned.denoiser(), learned.process, t, start, 400, noise)
     truth = figures.noised_points(points("mixture"), Level(at.alpha, at.sigma), n, stream(4, "truth"))
     assert measuring.two_sample(end, truth, stream(5, "p"))[1] > 0.05
     assert measuring.two_sample(start, truth, stream(5, "p"))[1] < 0.01

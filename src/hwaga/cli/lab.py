@@ -23,6 +23,7 @@ def lab(
     sampler: Annotated[str | None, typer.Option(help="Names, with commas between, that are compared.")] = None,
     evaluations: Annotated[int, typer.Option(min=1, help="Of the network, by each of them.")] = 8,
     steps: Annotated[int, typer.Option(min=1, help="Of training.")] = 1500,
+    few_steps: Annotated[bool, typer.Option("--few-steps", help="Students of both too: mean flow, consistency.")] = False,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", help="Plain lines instead of a bar.")] = False,
 ) -> None:
@@ -30,7 +31,7 @@ def lab(
     from pydantic import ValidationError
 
     from .. import files
-    from ..laboratory import figures, learning
+    from ..laboratory import few, figures, learning
     from ..laboratory.points import points as point_set
 
     data = point_set(points)
@@ -52,13 +53,17 @@ def lab(
             )
             for kind, own in (("diffusion", config), ("flow", figures.process_config("flow")))
         }  # fmt: skip
+        whole = figures.Lab(data, learned["diffusion"], learned["flow"], seed)
+        own = few.students(whole, config, steps, lambda what, done, total: bar.update(done, total, what)) if few_steps else None
     out.mkdir(parents=True, exist_ok=True)
-    found = figures.draw(figures.Lab(data, learned["diffusion"], learned["flow"], seed), out, names, evaluations)
+    found = figures.draw(whole, out, names, evaluations)
+    if own is not None:
+        found["few steps"] = few.few_steps(whole, own, out / "few-steps.png")
     given = {"points": points, "process": config.model_dump(mode="json"), "steps": steps, "seed": seed}
     files.write_json(out / "lab.json", {**given, **found})
     for line in told(found):
         print(line)
-    print(f"written         {out}/score.png paths.png samplers.png langevin.png lab.json")
+    print(f"written         {out}/{' '.join(sorted(file.name for file in out.glob('*.png')))} lab.json")
 
 
 def _told(bar: Progress, kind: str, done: int, total: int) -> None:
@@ -70,6 +75,7 @@ def told(found: dict[str, Any]) -> list[str]:
     lines = [f"score           {name}: {v:.4f} to the exact one" for name, v in found["score"].items()]
     lines += [f"path            {name}: curvature {v:.3g}" for name, v in found["paths"].items()]
     lines += [f"samples         {name}: energy distance {v:.5f}" for name, v in found["samplers"].items()]
+    lines += [f"few steps       {name}: energy distance {v:.5f}" for name, v in found.get("few steps", {}).items()]
     one = found["langevin"]
     distance, p = one["energy distance"], one["p"]
     return [*lines, f"Langevin        {one['steps']} steps: energy distance {distance:.5f}, p = {p:.3f}"]

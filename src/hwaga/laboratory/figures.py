@@ -79,7 +79,7 @@ def draw(lab: Lab, folder: Path, samplers: Sequence[str], evaluations: int) -> N
 
 def score_fields(lab: Lab, file: Path) -> Numbers:
     """The exact score as arrows, the learned one over it, at three noise levels; how alike they are."""
-    figure, axes = _panels(len(TIMES))
+    figure, axes = panels(len(TIMES))
     side = torch.linspace(-VIEW, VIEW, 19)
     mesh = torch.cartesian_prod(side, side)
     found = {}
@@ -99,7 +99,7 @@ def score_fields(lab: Lab, file: Path) -> Numbers:
             )  # fmt: skip
         axis.set_title(f"t = {t:g}: cosine {cosine:.4f}")
     axes[0].legend(loc="lower right", fontsize=7)
-    _write(figure, file)
+    written(figure, file)
     return found
 
 
@@ -110,7 +110,7 @@ def paths(lab: Lab, file: Path) -> Numbers:
         ("diffusion, ancestral", lab.diffusion, "ddim", 100, {"eta": 1.0}),
         ("rectified flow", lab.flow, "ddim", 100, {}),
     )
-    figure, axes = _panels(len(walks))
+    figure, axes = panels(len(walks))
     found = {}
     for axis, (name, learned, sampler, steps, options) in zip(axes, walks, strict=True):
         kept = Paths()
@@ -127,14 +127,14 @@ def paths(lab: Lab, file: Path) -> Numbers:
             found[name] = curvature(walked[far], kept.times[far])
             axis.set_title(f"{name}: curvature {found[name]:.2f}")
         axis.set(xlim=(-2.6, 2.6), ylim=(-2.6, 2.6))
-    _write(figure, file)
+    written(figure, file)
     return found
 
 
 def by_samplers(lab: Lab, file: Path, names: Sequence[str], evaluations: int, n: int = 1500) -> Numbers:
     """Samples by each sampler with the same number of evaluations: above of the diffusion, below of the flow."""
     truth = lab.data.draw(n, lab.generator("truth"))
-    figure, axes = _panels(len(names) + 1, 2)
+    figure, axes = panels(len(names) + 1, 2)
     found: Numbers = {}
     rows = (("diffusion", lab.diffusion), ("flow", lab.flow))
     for row, (kind, learned) in enumerate(rows):
@@ -154,7 +154,7 @@ def by_samplers(lab: Lab, file: Path, names: Sequence[str], evaluations: int, n:
             axis.scatter(*got.T, s=1.2, color=COLOURS["learned"], linewidths=0)
             axis.set_title(f"{name}: {1000 * distance:.1f}")
     figure.suptitle(f"{evaluations} evaluations; numbers: energy distance to the data x 1000", fontsize=9)
-    _write(figure, file)
+    written(figure, file)
     return found
 
 
@@ -162,22 +162,20 @@ def langevin_figure(lab: Lab, file: Path, n: int = 1000) -> Numbers:
     """Chains that follow the learned score from far away, beside points of the exact density at that noise level."""
     at = lab.diffusion.process.point(LANGEVIN_AT)
     level = Level(at.alpha, at.sigma)
-    figure, axes = _panels(4)
+    figure, axes = panels(4)
     noise = from_seed(lab.seed, range(n))
-    start = 1.2 * noise("start", (n, 2)) + torch.tensor([0.8, 0.8])
-    shown = {0: start}
-    end = langevin(
-        lambda x: lab.diffusion.score(x, LANGEVIN_AT), start, 0.1 * at.sigma**2, LANGEVIN_STEPS, noise,
-        lambda i, x: shown.update({i: x}) if i in (20, LANGEVIN_STEPS) else None,
-    )  # fmt: skip
+    start = 1.2 * noise("start", (n, 2)) + 0.8
+    kept = Paths()
+    end = langevin(lab.diffusion.denoiser(), lab.diffusion.process, LANGEVIN_AT, start, LANGEVIN_STEPS, noise, kept)
+    shown = {0: start, 20: kept.points[0], LANGEVIN_STEPS: end}
     truth = noised_points(lab.data, level, n, lab.generator("langevin truth"))
     distance, p = two_sample(end[:500], truth[:500], lab.generator("permutations"))
-    panels = [(f"Langevin, step {i}", x, "learned") for i, x in shown.items()] + [(f"exact, t = {LANGEVIN_AT}", truth, "data")]
-    for axis, (title, x, colour) in zip(axes, panels, strict=True):
+    shows = [(f"Langevin, step {i}", x, "learned") for i, x in shown.items()] + [(f"exact, t = {LANGEVIN_AT}", truth, "data")]
+    for axis, (title, x, colour) in zip(axes, shows, strict=True):
         _density(axis, lab.data, level)
         axis.scatter(*x.T, s=2, color=COLOURS[colour], linewidths=0)
         axis.set(title=title, xlim=(-2.5, 2.5), ylim=(-2.5, 2.5))
-    _write(figure, file)
+    written(figure, file)
     return {"energy distance": distance, "p": p, "steps": LANGEVIN_STEPS, "t": LANGEVIN_AT}
 
 
@@ -187,7 +185,8 @@ def noised_points(data: Mixture, level: Level, n: int, generator: torch.Generato
     return level.alpha * x0 + level.sigma * torch.randn(x0.shape, generator=generator)
 
 
-def _panels(columns: int, rows: int = 1) -> Any:
+def panels(columns: int, rows: int = 1) -> Any:
+    """A figure, and its axes: a list of them, or of rows."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -207,9 +206,15 @@ def _density(axis: Any, data: Mixture, level: Level) -> None:
     axis.contour(side, side, height, levels=[-4.0, -2.5, -1.5, -0.7, 0.0], colors="#bdc3c7", linewidths=0.6)
 
 
-def _write(figure: Any, file: Path) -> None:
+def written(figure: Any, file: Path) -> None:
+    """Writes and closes a figure, in 64 colours: a third of the bytes."""
+    from io import BytesIO
+
     from matplotlib import pyplot as plt
+    from PIL import Image
 
     figure.tight_layout(pad=1.0)
-    figure.savefig(file, dpi=80)
+    held = BytesIO()
+    figure.savefig(held, dpi=80)
     plt.close(figure)
+    Image.open(held).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(file, optimize=True)

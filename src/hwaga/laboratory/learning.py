@@ -17,9 +17,13 @@ from torch import Tensor
 from ..data.order import Order
 from ..interfaces import Batch, Denoise, Draw, Noise, Objective, Point, Prediction, Stage, Terms
 from ..networks.perceptron import Perceptron, PerceptronConfig
+from ..objectives.consistency import latent_consistency
 from ..objectives.denoising import denoising, mean_terms
+from ..objectives.meanflow import mean_flow
+from ..processes.flow import RectifiedFlow
 from ..processes.process import Process, level_of, score
 from ..processes.spacing import Spaced
+from ..processes.times import TimesConfig
 from ..samplers import SAMPLERS
 from ..samplers.denoiser import denoiser
 from ..samplers.noise import from_seed, stream
@@ -34,6 +38,24 @@ Loss = Callable[[Any, Process, Tensor, Draw], Terms]
 def by_denoising(network: Any, process: Process, x0: Tensor, draw: Draw) -> Terms:
     """The objective of objectives/denoising.py."""
     return mean_terms(denoising(network, process, x0, {}, draw))
+
+
+def by_mean_flow(network: Any, process: Process, x0: Tensor, draw: Draw) -> Terms:
+    """The objective of objectives/meanflow.py, with as many pairs of two times as of one."""
+    assert isinstance(process, RectifiedFlow)
+    times = TimesConfig(kind="logit-normal", mean=-0.4)
+    return mean_terms(mean_flow(network, process, x0, {}, None, draw, times=times, apart=0.5, least=0.1))
+
+
+def by_consistency(teacher: Learned) -> Loss:
+    """The objective of objectives/consistency.py with a learned teacher; the student is its own target."""
+
+    def loss(network: Any, process: Process, x0: Tensor, draw: Draw) -> Terms:
+        return mean_terms(
+            latent_consistency(network, network, teacher.network, process, x0, {}, None, draw, scaling=None, huber=0.02)
+        )
+
+    return loss
 
 
 class _Points:
@@ -127,13 +149,10 @@ def sample(
 
 @torch.no_grad()
 def langevin(
-    score: Callable[[Tensor], Tensor], x: Float[Tensor, "n d"], step: float, steps: int, noise: Noise,
-    callback: Callable[[int, Tensor], Any] | None = None,
-) -> Float[Tensor, "n d"]:  # fmt: skip
-    """Langevin dynamics of one density: x + step score(x) + sqrt(2 step) z, whose samples are those of the density as step
-    goes to 0. The callback sees (steps done, x). Source: Song and Ermon 2019, eq. 4 (with step = epsilon / 2)."""
-    for i in range(steps):
-        x = x + step * score(x) + (2 * step) ** 0.5 * noise("step_noise", tuple(x.shape))
-        if callback is not None:
-            callback(i + 1, x)
-    return x
+    denoise: Denoise, process: Process, t: float, x: Float[Tensor, "n d"], steps: int, noise: Noise, callback: Any = None
+) -> Float[Tensor, "n d"]:
+    """Langevin dynamics at one noise level, t, from x: the library's sampler, which goes through falling levels, kept at
+    one. The callback sees every 20th step."""
+    at = process.point(t)
+    grid = [at] * (steps // 20 + 1)
+    return SAMPLERS["langevin"].run(denoise, x, grid, noise=noise, callback=callback, corrections=20)
