@@ -210,7 +210,8 @@ class Diffusion(System):
     def stages(self) -> list[Stage]:
         if self.config.student is not None:
             return [students.stage(self)]
-        trained = {name: self.networks[name] for name in ("network", "uncertainty") if name in self.networks}
+        names: tuple[str, ...] = ("network", "uncertainty")
+        trained = {name: self.networks[name] for name in names if name in self.networks}
         objective = Objective("denoising", tuple(trained), self.loss)
         return [Stage("denoising", trained, [objective], ("network",), self.held_out)]
 
