@@ -196,7 +196,9 @@ def written(process: Any, sampling: Any) -> dict[str, Any]:
     """The public scheduler config of ours: what `read` gives back as it was. InputError where there is no public class."""
     name = next((cls for cls, sampler in SAMPLERS.items() if sampler == sampling.sampler), None)
     if name is None:
-        raise InputError(f"no public scheduler samples as {sampling.sampler} does; choose one of {', '.join(SAMPLERS.values())}")
+        raise InputError(
+            f"no public scheduler samples as {sampling.sampler} does; choose one of {', '.join(SAMPLERS.values())}"
+        )
     full, options = dict(DEFAULTS[name]), sampling.options.get(sampling.sampler, {})
     if (process.kind == "flow") != name.startswith("Flow"):
         raise InputError(

@@ -123,7 +123,9 @@ class System:
     own: ClassVar[Mapping[str, str]] = {}  # the system's own keywords, each with a line of explanation
     formats: ClassVar[tuple[str, ...]] = ()  # public formats that load and save
     trains_with: ClassVar[tuple[str, ...]] = ()  # networks that training alone needs: a model that paints may lack them
-    stands_for: ClassVar[Mapping[str, str]] = {}  # components of a recipe that are another model's network of another name
+    stands_for: ClassVar[
+        Mapping[str, str]
+    ] = {}  # components of a recipe that are another model's network of another name
     may_lack: ClassVar[
         tuple[str, ...]
     ] = ()  # networks that a public file may hold nothing of: `components=` gives them
