@@ -8,8 +8,9 @@ and u can be learned without that integral: deriving (t - r) u by t gives the id
 
     u(x_t, r, t) = v(x_t, t) - (t - r) d/dt u(x_t, r, t)        d/dt u = v grad_x u + partial_t u             eq. 6, 8
 
-whose right side, with gradients stopped, is what the network is asked for: one derivative along the path, made beside the
-forward pass (forward-mode differentiation). At r = t it is flow matching, so a trained flow is where it begins.
+whose right side, with gradients stopped, is what the network is asked for: one derivative along the path, by forward-mode
+differentiation, which costs about two more forward passes of the pictures that have r < t. At r = t it is flow matching, so a
+trained flow is where it begins.
 
 Guidance is part of the velocity that is learned, so that sampling costs one evaluation a step:
 
@@ -37,18 +38,21 @@ Network = Callable[..., Tensor]
 Conditions = Mapping[str, Tensor]
 
 
+@torch.no_grad()
 def along(
     network: Network, x: Tensor, t: Float[Tensor, " n"], r: Float[Tensor, " n"], v: Tensor, conditions: Conditions
-) -> tuple[Tensor, Tensor]:
-    """u(x, r, t) and its derivative along the path: tangents v for x, 1 for t, 0 for r.
+) -> Tensor:
+    """The derivative of u(x, r, t) along the path: tangents v for x, 1 for t, 0 for r.
 
-    u has gradients for the network's parameters. Attention is written out, as fused kernels have no such derivative.
+    Attention is written out, as fused kernels have no such derivative, and all is computed in the network's own type: in half
+    precision the derivative would be mostly rounding.
     """
-    with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
+    whole = torch.autocast(x.device.type, enabled=False)
+    with whole, forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
         one = torch.ones_like(t)
         x, t = forward_ad.make_dual(x, v), forward_ad.make_dual(t, one)  # type: ignore[no-untyped-call]
         u, moved = forward_ad.unpack_dual(network(x, t, span=t - r, **conditions))  # type: ignore[no-untyped-call]
-    return u, torch.zeros_like(u) if moved is None else moved.detach()
+    return torch.zeros_like(u) if moved is None else moved
 
 
 def two_times(process: RectifiedFlow, draw: Draw, n: int, times: TimesConfig, apart: float) -> tuple[Tensor, Tensor]:
@@ -79,13 +83,26 @@ def mean_flow(
     v = eps - x0
     if null is not None and (omega != 1 or kappa != 0):
         v = torch.where(
-            _guided(t, hidden, within).to(x.device).view(shape), _velocity(network, x, fed, v, conditions, null, omega, kappa), v
+            _guided(t, hidden, within).to(x.device).view(shape),
+            _velocity(network, x, fed, v, conditions, null, omega, kappa),
+            v,
         )
-    u, moved = along(network, x, fed, fed_to, v, conditions)
-    wanted = v - (t - r).to(x).view(shape) * moved.float()
+    u = network(x, fed, span=fed - fed_to, **conditions)
+    wanted, rows = v.clone(), _apart(t, r, x)  # only where there is a step is a derivative asked for
+    if len(rows):
+        told = {name: value[rows] for name, value in conditions.items()}
+        moved = along(network, x[rows], fed[rows], fed_to[rows], v[rows], told)
+        wanted[rows] -= (t - r).to(x)[rows].view(shape) * moved.float()
     error = (u.float() - wanted).square().flatten(1)
     whole = error.sum(1)
     return {"mean_flow": whole / (whole.detach() + least) ** power, "_error": error.mean(1).detach()}
+
+
+def _apart(t: Tensor, r: Tensor, like: Tensor) -> Tensor:
+    """Places of the pictures that have two different times; all of them in a plan of memory, which has no values."""
+    planned = hasattr(t, "fake_mode") or hasattr(like, "fake_mode")
+    rows = torch.arange(len(t)) if planned else (r < t).nonzero().flatten()
+    return rows.to(like.device)
 
 
 def _guided(t: Tensor, hidden: Tensor | None, within: tuple[float, float]) -> Tensor:
@@ -95,7 +112,14 @@ def _guided(t: Tensor, hidden: Tensor | None, within: tuple[float, float]) -> Te
 
 @torch.no_grad()
 def _velocity(
-    network: Network, x: Tensor, fed: Tensor, v: Tensor, conditions: Conditions, null: Conditions, omega: float, kappa: float
+    network: Network,
+    x: Tensor,
+    fed: Tensor,
+    v: Tensor,
+    conditions: Conditions,
+    null: Conditions,
+    omega: float,
+    kappa: float,
 ) -> Tensor:
     """The guided velocity (eq. 21); the network says at r = t what it takes for the velocity."""
     here = torch.zeros_like(fed)
