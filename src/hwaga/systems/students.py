@@ -251,7 +251,7 @@ def check(system: Diffusion, request: Request) -> None:
         if scale != 1:
             system.check_guidance(request)
         return
-    for name in ("guidance_interval", "guidance_rescale", "weak", "weak_scale", "perturbed"):
+    for name in ("guidance_interval", "guidance_rescale", "guided_channels", "weak", "weak_scale", "attention_scale"):
         if name in request.inputs:
             raise InputError(f"{name}= given to a student that has guidance inside itself; leave it out")
     if not system.config.network.guidance_width:
