@@ -32,7 +32,7 @@ def students(lab: Lab, config: Any, steps: int, say: Callable[[str, int, int], N
 def few_steps(lab: Lab, own: dict[str, Learned], file: Path, n: int = 1500) -> Numbers:
     """Teachers and students with 1, 2 and 4 evaluations; the energy distances to the data."""
     truth = lab.data.draw(n, lab.generator("few truth"))
-    rows = (
+    rows: Any = (
         ("flow", lab.flow, "flow-euler", {}), ("mean flow", own["mean flow"], "flow-euler", {}),
         ("diffusion, DDIM", lab.diffusion, "ddim", {}),
         ("consistency", own["consistency"], "lcm", {"timestep_scaling": None}),

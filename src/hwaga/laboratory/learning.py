@@ -17,7 +17,7 @@ from torch import Tensor
 from ..data.order import Order
 from ..interfaces import Batch, Denoise, Draw, Noise, Objective, Point, Prediction, Stage, Terms
 from ..networks.perceptron import Perceptron, PerceptronConfig
-from ..objectives.consistency import latent_consistency
+from ..objectives.consistency import Target, latent_consistency
 from ..objectives.denoising import denoising, mean_terms
 from ..objectives.meanflow import mean_flow
 from ..processes.flow import RectifiedFlow
@@ -48,12 +48,16 @@ def by_mean_flow(network: Any, process: Process, x0: Tensor, draw: Draw) -> Term
 
 
 def by_consistency(teacher: Learned) -> Loss:
-    """The objective of objectives/consistency.py with a learned teacher; the student is its own target."""
+    """The objective of objectives/consistency.py with a learned teacher; the target is the student's moving average."""
+    targets: list[Target] = []
 
     def loss(network: Any, process: Process, x0: Tensor, draw: Draw) -> Terms:
-        return mean_terms(
-            latent_consistency(network, network, teacher.network, process, x0, {}, None, draw, scaling=None, huber=0.02)
-        )
+        if not targets:
+            targets.append(Target(network, 0.95))
+        target = targets[0].at(draw.step)
+        return mean_terms(latent_consistency(
+            network, target, teacher.network, process, x0, {}, None, draw, scaling=None, huber=0.02, places=25
+        ))  # fmt: skip
 
     return loss
 

@@ -17,11 +17,13 @@ f is c_skip x + c_out x_0, with x_0 from what the network predicts; of noise, v 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..interfaces import Draw, Terms
 from ..processes.process import Level, Process, noise_in, noised
@@ -106,6 +108,25 @@ def latent_consistency(
     error = consistency(student, process, x, t, told, scaling) - wanted
     distance = (error.square() + huber**2).sqrt() - huber  # Song and Dhariwal 2024, section 3.3
     return {"consistency": distance.flatten(1).mean(1)}
+
+
+class Target:
+    """A moving average of a network that follows it by one step: at step k it has seen the weights of steps 0 ... k."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.student, self.decay, self.moved = network, decay, -1
+        copies: dict[int, Any] = {id(p): nn.Parameter(p.detach().clone(), requires_grad=False) for p in network.parameters()}
+        copies |= {id(b): b.clone() for b in network.buffers()}  # named here, as a plan's tensors have no data to copy
+        self.network = copy.deepcopy(network, copies)
+
+    @torch.no_grad()
+    def at(self, step: int) -> nn.Module:
+        """The average at a step of training; it moves once a step, whatever the number of parts of the batch."""
+        if step != self.moved:
+            for mine, theirs in zip(self.network.parameters(), self.student.parameters(), strict=True):
+                mine.lerp_(theirs.to(mine.dtype), 1 - self.decay)
+            self.moved = step
+        return self.network
 
 
 def nearer(ratio: Tensor, doublings: int, base: float = 2.0, k: float = 8.0, b: float = 1.0) -> Tensor:

@@ -10,7 +10,6 @@ and measured by the same calls.
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..interfaces import Batch, Denoise, Draw, Objective, Point, Prediction, Stage, Terms
-from ..objectives.consistency import consistency_tuning, latent_consistency
+from ..objectives.consistency import Target, consistency_tuning, latent_consistency
 from ..objectives.denoising import mean_terms
 from ..objectives.meanflow import mean_flow
 from ..processes import KIND, ProcessConfig
@@ -164,25 +163,6 @@ def stage(system: Diffusion) -> Stage:
     objective = Objective("distillation", ("network",), lambda batch, draw: mean_terms(loss(batch, draw)))
     told = lambda batch, draw: {"loss": next(iter(held_out(batch, draw).values()))}  # noqa: E731
     return Stage("distillation", networks, [objective], ("network",), told)
-
-
-class Target:
-    """A moving average of a network that follows it by one step: at step k it has seen the weights of steps 0 ... k."""
-
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        self.student, self.decay, self.moved = network, decay, -1
-        copies: dict[int, Any] = {id(p): nn.Parameter(p.detach().clone(), requires_grad=False) for p in network.parameters()}
-        copies |= {id(b): b.clone() for b in network.buffers()}  # named here, as a plan's tensors have no data to copy
-        self.network = copy.deepcopy(network, copies)
-
-    @torch.no_grad()
-    def at(self, step: int) -> nn.Module:
-        """The average at a step of training; it moves once a step, whatever the number of parts of the batch."""
-        if step != self.moved:
-            for mine, theirs in zip(self.network.parameters(), self.student.parameters(), strict=True):
-                mine.lerp_(theirs.to(mine.dtype), 1 - self.decay)
-            self.moved = step
-        return self.network
 
 
 def _asking(network: nn.Module) -> Callable[..., Tensor]:
