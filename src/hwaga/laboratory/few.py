@@ -42,7 +42,8 @@ def few_steps(lab: Lab, own: dict[str, Learned], file: Path, n: int = 1500) -> N
     for line, (name, learned, sampler, options) in zip(axes, rows, strict=True):
         line[0].set_ylabel(name)
         for axis, steps in zip(line, EVALUATIONS, strict=True):
-            got = sample(learned.denoiser(), learned.process, n, sampler, steps, lab.seed, options=options)
+            grid = {"spacing": "trailing"}  # the last step of a grid that ends near the data would be lost
+            got = sample(learned.denoiser(), learned.process, n, sampler, steps, lab.seed, options=options, grid=grid)
             found[f"{name}, {steps}"] = distance = energy(got, truth)
             axis.scatter(*got.T, s=1.2, color=COLOURS["learned"], linewidths=0)
             axis.set_title(f"{steps} evaluations: {1000 * distance:.1f}" if steps > 1 else f"1 evaluation: {1000 * distance:.1f}")

@@ -94,7 +94,8 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
         return dict(config)
     student, network = dict(student), dict(config.get("network", {}))
     sampling = dict(config.get("sampling", {}))
-    on_table = config.get("process", {}).get("kind", "gaussian") == "gaussian"
+    process = config.get("process", {}).get("kind", "gaussian")
+    on_table = process == "gaussian"
     if student.get("kind") == "mean-flow":
         network.setdefault("span", True)
         return {**config, "network": network}
@@ -105,7 +106,9 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
         scaling = student.get("timestep_scaling", 10.0)
         if config.get("labels") and config.get("null_label", True):
             network.setdefault("guidance_width", GUIDANCE_WIDTH)
-    options = {"timestep_scaling": scaling, **({"student_steps": student["places"]} if "places" in student else {})}
+    options: dict[str, Any] = {"timestep_scaling": scaling, **({"student_steps": student["places"]} if "places" in student else {})}
+    if process not in ("gaussian", "flow"):  # grids in continuous time end near the data by default: a step lost
+        options["spacing"] = "trailing"
     given = sampling.get("options", {})
     sampling["options"] = {**given, "lcm": {**options, **given.get("lcm", {})}}
     return {**config, "student": student, "network": network, "sampling": sampling}
