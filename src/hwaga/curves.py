@@ -258,11 +258,14 @@ def draw(rows: Sequence[Row], file: Path) -> None:
             )  # fmt: skip
     best = min(row.score for row in rows)
     axis.axhline(1.1 * best, color="#bdc3c7", lw=0.8, zorder=0)
-    axis.annotate("1.1 x the best", (axis.get_xlim()[0], 1.1 * best), fontsize=7, color="#7f8c8d", va="bottom")
+    side = axis.get_yaxis_transform()
+    axis.text(0.005, 1.1 * best, "1.1 x the best", fontsize=7, color="#7f8c8d", va="bottom", transform=side)
     axis.set(xscale="log", yscale="log", xlabel="network evaluations a picture", ylabel="distance over floor (1 is real)")
     for one in (axis.xaxis, axis.yaxis):
         one.set_major_formatter(ScalarFormatter())
     axis.set_xticks(sorted({round(row.evaluations) for row in rows}))
+    low, high = axis.get_ylim()
+    axis.set_yticks([m * 10.0**e for e in range(-3, 5) for m in (1, 1.5, 2, 3, 5, 7) if low <= m * 10.0**e <= high])
     axis.minorticks_off()
     axis.grid(alpha=0.2)
     axis.legend(fontsize=7)
