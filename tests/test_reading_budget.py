@@ -54,9 +54,11 @@ TINY: dict[str, dict[str, Any]] = {
         "discriminator": {"width": 8, "layers": 1},
         "prior": {"width": 8, "heads": 2, "depth": 1},
     },
+    "dit": {"network": {"width": 8, "depth": 1, "heads": 1}, "process": {"timesteps": 10}},
     "stylegan": {
         "generator": {"channels": [8, 8], "z_dim": 4, "w_dim": 4, "mapping": {"layers": 1}},
-        "path_every": 1, "r1_every": 1,
+        "path_every": 1,
+        "r1_every": 1,
     },
 }
 """A config of every system, as small as can be."""

@@ -166,3 +166,36 @@ def test_the_resolved_file_is_plain_yaml() -> None:
     values = yaml.safe_load(load_recipe(PLAIN).to_yaml())
     assert list(values) == ["system", "model", "data", "training", "evaluation", "components"]
     assert values["training"]["optimizer"]["eps"] == 1e-8
+
+
+def test_a_recipe_says_its_difference_from_another(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: openmoji/ddpm\nmodel: {network: {blocks: 2}}\ntraining: {steps: 7}\n")
+    base, mine = load_recipe("openmoji/ddpm"), load_recipe(file)
+    assert mine.model["network"] == {**base.model["network"], "blocks": 2}
+    assert mine.training == base.training.model_copy(update={"steps": 7}) and mine.data == base.data
+    assert load_recipe(mine.model_dump(mode="json")) == mine  # what a run writes down is whole
+
+
+def test_a_mapping_of_another_kind_takes_the_place_of_the_bases(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: openmoji/vae-kl\nmodel: {network: {kind: vector, latents: 9}, beta: 1}\n")
+    mine = load_recipe(file)
+    assert mine.model["network"] == {"kind": "vector", "latents": 9} and mine.model["scaling"] == "whole"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("base: openmoji/dppm\n", "did you mean"),
+        ("base: [a]\n", "should be the name of a recipe"),
+        ("base: LOOP\n", "leads back to itself"),
+        ("base: openmoji/ddpm\ntraining: {stepz: 3}\n", "training.stepz"),
+    ],
+)
+def test_a_base_that_cannot_be_is_named(text, words, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text.replace("LOOP", str(file)))
+    with pytest.raises(InputError) as error:
+        load_recipe(file)
+    assert words in str(error.value) and "\n" not in str(error.value)

@@ -100,7 +100,32 @@ def fill_zeros(network, seed=0):
 
 def stylegan(seed=0, classes=CLASSES, **model):
     """A StyleGAN2 at 16 x 16, conditioned on three labels unless told otherwise."""
-    generator = {"channels": (16, 16, 8), "z_dim": 8, "w_dim": 8, "mapping": {"layers": 2}, **model.pop("generator", {})}
+    generator = {
+        "channels": (16, 16, 8),
+        "z_dim": 8,
+        "w_dim": 8,
+        "mapping": {"layers": 2},
+        **model.pop("generator", {}),
+    }
     config = {"labels": bool(classes), "generator": generator, **model}
     labelled = {"classes": classes, "label_counts": (1, 2, 5)} if classes else {}
     return find("stylegan").create(config, size=(16, 16), seed=seed, **labelled)
+
+
+def dit(seed=0, network=None, **model):
+    """A DiT of 16 x 16 pixels in 4 x 4 patches, conditioned on three labels unless told otherwise."""
+    shape = {"width": 32, "depth": 2, "heads": 2, "patch": 4, **(network or {})}
+    config = {"labels": True, "process": {"timesteps": 50, "schedule": "cosine"}, **model, "network": shape}
+    labelled = {"classes": CLASSES, "label_counts": (1, 2, 5)} if config["labels"] else {}
+    return find("dit").create(config, size=(16, 16), seed=seed, **labelled)
+
+
+def latent_dit(seed=0, network=None, **model):
+    """A DiT in the latents of `vae_kl`: 8 x 8 places of 4 numbers, 2 x 2 of them a token."""
+    shape = {"width": 32, "depth": 2, "heads": 2, "patch": 2, **(network or {})}
+    process = {"timesteps": 50, "variance": "learned-range"}
+    config = {"labels": True, "process": process, "sampling": {"clip": None}, **model, "network": shape}
+    parts = {"autoencoder": vae_kl().autoencoder.requires_grad_(False)}
+    return find("dit").create(
+        config, size=(16, 16), seed=seed, classes=CLASSES, label_counts=(1, 2, 5), components=parts
+    )

@@ -80,6 +80,15 @@ class Batch:
         return self.image.shape[0]
 
 
+@dataclass(frozen=True)
+class Precomputed:
+    """What of each picture is computed once and kept beside it, as it never changes: latents of a frozen autoencoder."""
+
+    key: Callable[[], str]  # a hash of what the values depend on beside the picture: the network's weights and config
+    shape: tuple[int, ...]  # of one picture's values
+    compute: Callable[[Tensor], Tensor]  # pictures (n, 3, h, w) in [-1, 1] -> (n, *shape) float32
+
+
 class Draw(Protocol):
     """All randomness of one training step. It depends on (seed, stage, step, name) and on the place of a picture in the
     whole batch of that step, never on the number of processes or of accumulated parts."""

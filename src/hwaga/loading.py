@@ -25,6 +25,7 @@ FORMAT = 1
 SHIPPED = Path(__file__).parent / "shipped"
 PIPELINES = {  # public class: system
     "AutoencoderKL": "vae", "DDPMPipeline": "ddpm", "DDIMPipeline": "ddpm", "UNet2DModel": "ddpm", "VQModel": "vqgan",
+    "DiTPipeline": "dit", "Transformer2DModel": "dit", "DiTTransformer2DModel": "dit",
 }  # fmt: skip
 HASHED_BELOW = 64 * 2**20  # files up to this many bytes are held against their hash at each load
 
@@ -43,7 +44,8 @@ def load(
     source: a local path (a run, a saved model, a public folder, a single public file), then a shipped name (openmoji/ddpm),
     then a hub id.
     device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1". dtype: "auto" (float32 on a CPU, bfloat16 on a GPU),
-    "float32", "bfloat16", "float16". components: {name: source} to put in another's place. memory: a budget such as "8GB";
+    "float32", "bfloat16", "float16", or "int8" (on a CPU: linear layers' weights in 8 bits, all else float32; an approximation,
+    see weights/quantised.py). components: {name: source} to put in another's place. memory: a budget such as "8GB";
     what would not fit is refused. compile: hand the networks to torch.compile. weights: "ema" or "raw" of files that hold both.
 
     InputError for what cannot be loaded, with the reason; WorkError where a hub cannot be reached.
@@ -52,16 +54,18 @@ def load(
     from .precision import choose_device, choose_dtype
 
     place, _ = choose_device(device)
-    kept, slow = choose_dtype(dtype, place)
+    if dtype == "int8" and place.type != "cpu":
+        raise InputError(f"dtype='int8' on {place}: it is for a CPU; use auto, float32 or bfloat16")
+    kept, slow = choose_dtype("float32" if dtype == "int8" else dtype, place)
     if slow:
         warnings.warn(slow, stacklevel=2)
     name, folder = _find(source)
     if weights not in (None, "ema", "raw"):
         raise unknown("weights", weights, ("ema", "raw"))
-    if weights == "raw":
+    if weights == "raw" and not folder.is_file():
         raise InputError(f"weights='raw': {name} holds the averaged weights alone; leave weights out")
     if folder.is_file():
-        system = _file(folder, kept, place, components or {})
+        system = _file(folder, kept, place, components or {}, weights)
     elif (folder / "model.json").is_file():
         system = _saved(folder, kept, place)
     elif (released := in_release(folder)) is not None:
@@ -72,7 +76,7 @@ def load(
     for part, other in (components or {}).items():
         _replace(system, part, other, kept, place)
     _hold_to_budget(system, memory)
-    _prepare(system, compile)
+    _prepare(system, compile, dtype == "int8")
     return system
 
 
@@ -152,7 +156,7 @@ def _saved(folder: Path, dtype: torch.dtype, device: torch.device) -> System:
     parts = card.get("components")
     networks = {}
     for name, network_config in cls.network_configs(config).items():
-        if name in cls.trains_with and isinstance(parts, dict) and name not in parts:
+        if name in (*cls.trains_with, *cls.may_lack) and isinstance(parts, dict) and name not in parts:
             continue
         if not isinstance(parts, dict) or not isinstance(parts.get(name), dict):
             raise InputError(f"{where} says nothing of the component {name!r}")
@@ -201,12 +205,17 @@ def _public(folder: Path, dtype: torch.dtype, device: torch.device) -> System:
     return system
 
 
-def _file(path: Path, dtype: torch.dtype, device: torch.device, components: Mapping[str, str | Path]) -> System:
+def _file(
+    path: Path, dtype: torch.dtype, device: torch.device, components: Mapping[str, str | Path], weights: str | None = None
+) -> System:  # fmt: skip
     """A single public file; what it is is told by its content."""
     from .formats import single
     from .systems import find
 
-    tensors = single.read(path)
+    tensors = single.read(path, weights)
+    kinds: tuple[str, ...] = getattr(tensors, "kinds", ())
+    if len(kinds) > 1 and weights is None:
+        warnings.warn(f"{path.name} holds {' and '.join(kinds)} weights; {kinds[0]} was taken (weights=)", stacklevel=4)
     rule = single.recognise(path, tensors)
     system = find(rule.system).from_file(path, tensors, dtype, device, components)
     if path.stat().st_size <= HASHED_BELOW:
@@ -215,14 +224,18 @@ def _file(path: Path, dtype: torch.dtype, device: torch.device, components: Mapp
 
 
 def _replace(system: System, part: str, source: str | Path, dtype: Any, device: Any) -> None:
-    """Puts another model's network in place of one of this system's."""
-    if part not in system.networks:
-        raise unknown(f"component of {system.title}", part, system.networks)
+    """Puts another model's network in place of one of this system's, or where it has none yet."""
+    known = [*system.networks, *system.may_lack]
+    if part not in known:
+        raise unknown(f"component of {system.title}", part, known)
     name, folder = _find(source)
-    other = (_saved if (folder / "model.json").is_file() else _public)(folder, dtype, device)
-    if part not in other.networks or other.networks[part].config != system.networks[part].config:
-        raise InputError(f"components[{part!r}]={name}: it has no {part} of the same config as this model's")
-    system.networks[part] = other.networks[part]
+    if folder.is_file():
+        other = _file(folder, dtype, device, {})
+    else:
+        other = (_saved if (folder / "model.json").is_file() else _public)(folder, dtype, device)
+    if part not in other.networks:
+        raise InputError(f"components[{part!r}]={name}: it has no {part}; it has {', '.join(other.networks)}")
+    system.take(part, other.networks[part], name)
 
 
 # ------------------------------------------------------------------------------------------------------------- what it takes
@@ -252,9 +265,13 @@ def parsed_size(text: str | int) -> int:
     return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
 
 
-def _prepare(system: System, compile: bool) -> None:
+def _prepare(system: System, compile: bool, int8: bool) -> None:
     import torch
 
+    from .weights.quantised import quantise
+
+    if int8 and not sum(quantise(network) for network in system.networks.values()):
+        raise InputError(f"dtype='int8': {system.title} has no linear layers large enough for it; use float32")
     for name, network in system.networks.items():
         network.eval()
         if compile:

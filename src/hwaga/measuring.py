@@ -74,14 +74,17 @@ def measure(
 
 
 def _bits(painter: Any, real: Dataset, seed: int, progress: Any) -> tuple[dict[str, float], dict[str, int]]:
-    """The bound on the likelihood of real pictures and its terms, in bits a dimension, and how it was measured."""
+    """The likelihood of real pictures (a bound and its terms, or one by the ODE), in bits a dimension, and how it was measured."""
     import torch
 
     chosen = np.random.default_rng(seed).permutation(len(real))[:BITS_PICTURES]
     image = torch.from_numpy(real.pixels(chosen)).float() / 255
     labels = None if real.labels is None or not painter.label_count() else torch.from_numpy(real.labels[chosen])
     found, indices = painter.bits(image, labels, seed, BITS_INDICES, progress)
-    return {k: float(v.mean()) for k, v in found.named().items()}, {"pictures": len(chosen), "indices": indices}
+    return {k: float(v.mean()) for k, v in found.named().items()}, {
+        "pictures": len(chosen),
+        getattr(found, "counted", "indices"): indices,
+    }
 
 
 def _codes(painter: Any, real: Dataset) -> dict[str, float]:

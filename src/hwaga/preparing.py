@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,18 +17,19 @@ import torch
 from torch import nn
 
 from .errors import InputError
-from .interfaces import Stage
+from .interfaces import Batch, Precomputed, Stage
 from .precision import choose_device, choose_dtype
 from .recipes import Recipe
 from .training.config import TrainingConfig
 from .training.loop import StepDraw, on
-from .training.memory import Memory, available_memory, check_fits, largest_batch, predict, process_memory
+from .training.memory import MakeBatch, Memory, available_memory, check_fits, largest_batch, predict, process_memory
 
 if TYPE_CHECKING:
     from .data import Dataset
     from .systems.base import System
 
 Say = Callable[[str], None]
+Doing = Callable[[str], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,9 @@ class Prepared:
     def reference(self, split: str) -> Dataset:
         from .data import open_data
 
-        return (
-            self.held_out if split == "held-out" and self.held_out is not None else open_data(self.recipe.data, split)
-        )
+        if split == "held-out" and self.held_out is not None:
+            return replace(self.held_out, beside={})  # the pictures alone: what a network made of them judges nothing
+        return open_data(self.recipe.data, split)
 
     def machine(self) -> dict[str, Any]:
         """What the bits of a result depend on beside recipe and data."""
@@ -95,29 +96,46 @@ class Prepared:
         return [line for line in said if line]
 
 
-def opened(recipe: Recipe, chosen: Chosen, say: Say) -> Prepared:
-    """Data and system of a recipe. InputError for what cannot be used, and for what would not fit in memory."""
+def opened(recipe: Recipe, chosen: Chosen, say: Say, doing: Doing = lambda what: nullcontext()) -> Prepared:
+    """Data and system of a recipe. InputError for what cannot be used, and for what would not fit in memory. `doing` is a
+    context that names long work."""
     data, held_out = _data(recipe)
     for line in data_lines(data):
         say(line)
-    memory = _memory(recipe, data, chosen)
+    components = _components(recipe)
+    memory = _memory(recipe, data, chosen, components)
     if memory is not None:
-        stages, predicted = memory
+        stages, predicted, sample = memory
         free = available_memory(chosen.device)
 
         def most(name: str) -> int:
             config = recipe.training.for_stage(name)
             return largest_batch(
-                stages[name], config, _sample(data), free, dtype=chosen.dtype, frozen=_frozen(predicted, stages, name)
+                stages[name], config, sample, free, dtype=chosen.dtype, frozen=_frozen(predicted, stages, name)
             )  # fmt: skip
 
         check_fits(predicted, free, most)
-    system = _create(recipe, data)
+    system = _create(recipe, data, components)
     if recipe.training.start_from is not None:
-        start_from(system, recipe.training.start_from, say)
+        start_from(system, recipe.training.start_from, say, recipe.components)
     for network in system.networks.values():
         network.to(chosen.device)
+    if wanted := system.precomputed():
+        data, held_out = _beside(data, held_out, wanted, say, doing)
     return Prepared(recipe, chosen, system, data, held_out)
+
+
+def _beside(
+    data: Dataset, held_out: Dataset | None, wanted: Mapping[str, Precomputed], say: Say, doing: Doing
+) -> tuple[Dataset, Dataset | None]:  # fmt: skip
+    """Both sets with what is computed of each picture once, out of the cache or into it."""
+    from .data.beside import with_beside
+
+    with doing(f"{' and '.join(wanted)} of {len(data.store):,} pictures"):
+        data, lacking = with_beside(data, wanted)
+        if lacking:
+            say(f"{', '.join(lacking)}: computed anew at each step, as data.random_crop shows other pictures each time")
+        return data, held_out if held_out is None else with_beside(held_out, wanted)[0]
 
 
 def data_lines(data: Dataset) -> list[str]:
@@ -133,10 +151,11 @@ def data_lines(data: Dataset) -> list[str]:
     return [*lines, f"  used      {data.used}: {used}"]
 
 
-def start_from(system: System, source: str, say: Say) -> None:
+def start_from(system: System, source: str, say: Say, given: Container[str] = ()) -> None:
     """Takes the weights of a trained model wherever names and shapes agree, and says which layers are new.
 
-    A network that it lacks (a public file's adversary) begins anew. InputError if a network has nothing in common with it.
+    A network that it lacks (a public file's adversary) begins anew; those `given` as components stay. InputError if a network
+    has nothing in common with it.
     """
     from .loading import load
 
@@ -145,6 +164,8 @@ def start_from(system: System, source: str, say: Say) -> None:
         mine, theirs = ", ".join(system.networks), ", ".join(old.networks)
         raise InputError(f"training.start_from={source!r} has no network of this recipe ({mine}); it has {theirs}")
     for name, network in system.networks.items():
+        if name in given:
+            continue
         if name not in old.networks:
             say(f"{name}: new, as {source} has none of that name")
             continue
@@ -174,42 +195,48 @@ class Planned:
 def planned(recipe: Recipe, chosen: Chosen, timed: bool) -> Planned:
     """What training the recipe would take. Nothing is written but the data's own cache."""
     data, _ = _data(recipe)
-    found = _memory(recipe, data, chosen)
+    components = _components(recipe)
+    found = _memory(recipe, data, chosen, components)
     if found is None:  # no shapes-only form: the real thing
-        system = _create(recipe, data)
-        stages = {stage.name: stage for stage in system.stages()}
-        predicted = {name: _predict(recipe, stage, system.networks, data, chosen) for name, stage in stages.items()}
+        system = _create(recipe, data, components)
+        stages, sample = {stage.name: stage for stage in system.stages()}, _sample(data, system.precomputed())
+        predicted = {name: _predict(recipe, stage, system.networks, sample, chosen) for name, stage in stages.items()}
     else:
-        stages, predicted = found
+        stages, predicted, sample = found
     free = available_memory(chosen.device)
     fits = all(memory.total - memory.process <= free for memory in predicted.values())
-    clock = _seconds(recipe, _create(recipe, data), data, chosen) if timed and fits else {}
+    clock = _seconds(recipe, _create(recipe, data, components), data, chosen) if timed and fits else {}
     rows = []
     for name, memory in predicted.items():
         config = recipe.training.for_stage(name)
         frozen = _frozen(predicted, stages, name)
-        most = largest_batch(stages[name], config, _sample(data), free, dtype=chosen.dtype, frozen=frozen)
+        most = largest_batch(stages[name], config, sample, free, dtype=chosen.dtype, frozen=frozen)
         rows.append((name, config.steps, memory, most, clock.get(name)))
     networks: dict[str, nn.Module] = {n: m for stage in stages.values() for n, m in stage.networks.items()}
     parameters = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
     return Planned(parameters, tuple(rows), tuple(data_lines(data)))
 
 
-def _memory(recipe: Recipe, data: Dataset, chosen: Chosen) -> tuple[dict[str, Stage], dict[str, Memory]] | None:
-    """Stages on networks without memory, and what each would need; None where a system cannot be made so."""
+def _memory(
+    recipe: Recipe, data: Dataset, chosen: Chosen, components: Mapping[str, nn.Module]
+) -> tuple[dict[str, Stage], dict[str, Memory], MakeBatch] | None:  # fmt: skip
+    """Stages on networks without memory, what each would need, and batches for them; None where a system cannot be made
+    so."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from .systems import find
     from .systems.base import About
 
     cls = find(recipe.system)
-    full = cls.checked(cls.complete(dict(recipe.model), data.config.shape, data.classes))
+    model = cls.with_components(recipe.model, components)
+    full = cls.checked(cls.complete(model, data.config.shape, data.classes))
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             networks = {name: config.build() for name, config in cls.network_configs(full).items()}
         system = cls(full, networks, About(size=data.config.shape, classes=data.classes))
-        stages = {stage.name: stage for stage in system.stages()}
-        return stages, {name: _predict(recipe, stage, networks, data, chosen) for name, stage in stages.items()}
+        stages, sample = {stage.name: stage for stage in system.stages()}, _sample(data, system.precomputed())
+        needs = {name: _predict(recipe, stage, networks, sample, chosen) for name, stage in stages.items()}
+        return stages, needs, sample
     except InputError:
         raise
     except Exception:  # something in the system asks for values, which a plan does not have
@@ -217,12 +244,12 @@ def _memory(recipe: Recipe, data: Dataset, chosen: Chosen) -> tuple[dict[str, St
 
 
 def _predict(
-    recipe: Recipe, stage: Stage, networks: Mapping[str, nn.Module], data: Dataset, chosen: Chosen
+    recipe: Recipe, stage: Stage, networks: Mapping[str, nn.Module], sample: MakeBatch, chosen: Chosen
 ) -> Memory:  # fmt: skip
     beside = [network for name, network in networks.items() if name not in stage.networks]
     frozen = sum(p.numel() * p.element_size() for network in beside for p in network.parameters())
     config = recipe.training.for_stage(stage.name)
-    return predict(stage, config, _sample(data), frozen=frozen, dtype=chosen.dtype, process=process_memory())
+    return predict(stage, config, sample, frozen=frozen, dtype=chosen.dtype, process=process_memory())
 
 
 def _frozen(predicted: Mapping[str, Memory], stages: Mapping[str, Stage], name: str) -> int:
@@ -238,7 +265,7 @@ def _seconds(recipe: Recipe, system: System, data: Dataset, chosen: Chosen) -> d
     for stage in system.stages():
         config: TrainingConfig = recipe.training.for_stage(stage.name)
         count = min(8, config.batch_size)
-        batch = on(_sample(data)(count), chosen.device)
+        batch = on(_sample(data, system.precomputed())(count), chosen.device)
         draw = StepDraw(0, stage.name, config.steps - 1, whole=count, device=chosen.device)
         spent = 0.0
         for objective in stage.objectives:
@@ -270,30 +297,41 @@ def _data(recipe: Recipe) -> tuple[Dataset, Dataset | None]:
     return data, held_out if len(held_out) else None
 
 
-def _sample(data: Dataset) -> Callable[[int], Any]:
-    """A batch of n pictures of the data, over and over again where it has fewer."""
-    return lambda n: data.batch(np.arange(n) % len(data))
+def _sample(data: Dataset, wanted: Mapping[str, Precomputed]) -> MakeBatch:
+    """A batch of n pictures of the data, over and over again where it has fewer; zeros for what is computed of each once."""
+
+    def make(n: int) -> Batch:
+        batch = data.batch(np.arange(n) % len(data))
+        held = {} if data.config.random_crop else {name: torch.zeros(n, *one.shape) for name, one in wanted.items()}
+        return replace(batch, extra={**batch.extra, **held})
+
+    return make
 
 
-def _create(recipe: Recipe, data: Dataset) -> System:
+def _create(recipe: Recipe, data: Dataset, components: Mapping[str, nn.Module]) -> System:
     from .systems import find
 
     counts = [] if data.labels is None else np.bincount(data.labels, minlength=len(data.classes)).tolist()
+    shared = {name: source for name, source in recipe.components.items() if source.startswith("openmoji/")}
     about = {"data": data.config.source, "data_licence": data.licence, "attribution": data.attribution}
     return find(recipe.system).create(
         recipe.model, size=data.config.shape, classes=data.classes, label_counts=counts, seed=recipe.training.seed,
-        about=about, components=_components(recipe),
+        about={**about, "components": shared}, components=components,
     )  # fmt: skip
 
 
 def _components(recipe: Recipe) -> dict[str, nn.Module]:
     """The trained networks that the recipe names, each from the model that has one of that name."""
     from .loading import load
+    from .systems import find
 
-    found = {}
+    found, cls = {}, find(recipe.system)
     for name, source in recipe.components.items():
-        networks = load(source, device="cpu", dtype="float32").networks
-        if name not in networks:
-            raise InputError(f"components.{name}={source!r} has no network {name!r}; it has {', '.join(networks)}")
-        found[name] = networks[name].requires_grad_(False)
+        other, part = load(source, device="cpu", dtype="float32"), cls.stands_for.get(name, name)
+        if part not in other.networks:
+            raise InputError(
+                f"components.{name}={source!r} has no network {part!r}; it has {', '.join(other.networks)}"
+            )
+        cls.check_component(recipe.model, name, other)
+        found[name] = other.networks[part].requires_grad_(False)
     return found

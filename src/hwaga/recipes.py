@@ -7,6 +7,10 @@
     evaluation: {n: 500}
     components: {autoencoder: openmoji/vae-kl}
 
+A recipe that differs from another in little says which, and the difference alone: `base: openmoji/dit` stands for all of that
+recipe, and what follows is put over it key by key; a mapping of another `kind` takes the place of the whole. A run's own
+`recipe.yaml` is always whole.
+
 Everything is checked before anything is done: an unknown key, a wrong type or a value out of range is an InputError in
 one sentence that names the dotted key, the value and what would be right.
 """
@@ -82,17 +86,18 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Mapp
     else:
         path = find_recipe(source)
         values, where = _read(path), str(source)
+    values = _with_base(values, where)
     for key, value in (overrides or {}).items():
         _put(values, key, parsed(value) if isinstance(value, str) else value)
     return validated(values, where)
 
 
 def shipped_recipes() -> list[str]:
-    """The names of the recipes that came with the package: those that name a system."""
+    """The names of the recipes that came with the package: those that name a system, or another recipe as their base."""
     root = packaged()
     found = []
     for path in sorted(root.rglob("*.yaml")):
-        if re.search(r"^system\s*:", path.read_text(encoding="utf-8"), re.MULTILINE):
+        if re.search(r"^(system|base)\s*:", path.read_text(encoding="utf-8"), re.MULTILINE):
             found.append(path.relative_to(root).with_suffix("").as_posix())
     return found
 
@@ -182,6 +187,31 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path} is no recipe: it should hold keys such as system: and training:")
     return value
+
+
+def _with_base(values: dict[str, Any], where: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The values put over those of the recipe that they name as their `base`, if they do."""
+    if "base" not in values:
+        return values
+    name = values["base"]
+    if not isinstance(name, str):
+        raise InputError(f"{where}: base={_short(name)}: should be the name of a recipe, such as openmoji/ddpm")
+    path = find_recipe(name).resolve()
+    if path in above:
+        raise InputError(f"{where}: base={name}: this recipe leads back to itself")
+    rest = {key: value for key, value in values.items() if key != "base"}
+    return _put_over(_with_base(_read(path), name, (*above, path)), rest)
+
+
+def _put_over(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over`, mapping by mapping; one of another `kind` has keys of its own and is taken whole."""
+    if over.get("kind", base.get("kind")) != base.get("kind"):
+        return dict(over)
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        result[key] = _put_over(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
 
 
 def _put(values: dict[str, Any], key: str, value: Any) -> None:

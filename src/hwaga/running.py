@@ -129,7 +129,7 @@ def _prepared(recipe: Recipe, progress: Progress) -> Iterator[Prepared]:
     is one sentence and nothing beside it."""
     said: list[str] = []
     with choose(recipe, said.append) as chosen:
-        prepared = opened(recipe, chosen, said.append)
+        prepared = opened(recipe, chosen, said.append, progress.doing)
         for line in said:
             progress.say(line)
         yield prepared

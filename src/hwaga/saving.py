@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import __version__
+from . import __version__, loading
 from .errors import InputError, unknown
 from .files import sha256, whole_file, whole_folder, write_json, write_tensors, write_text
 from .loading import FORMAT, load
@@ -28,19 +28,24 @@ def save(
     replace: bool = False,
     dtype: Any = None,
     training: bool = True,
+    refer: bool = False,
 ) -> Path:
     """Writes a folder that `load` reads: a folder a component, and last `model.json` with the hashes of all files.
 
     weights: {network: {name: tensor}} to write in place of the networks' own (averaged ones, say). dtype: to store floating
-    tensors in. training: with the networks that training alone needs (a discriminator beside an autoencoder). An existing
-    folder is an InputError unless `replace`.
+    tensors in. training: with the networks that training alone needs (a discriminator beside an autoencoder). refer: a part
+    that is still a shipped model's is named and not copied. An existing folder is an InputError unless `replace`.
     """
     from .weights.fill import precise
 
+    _are_exact(system)
     with whole_folder(folder, replace=replace) as part:
         components: dict[str, Any] = {}
         for name, network in system.networks.items():
             if name in system.trains_with and not training:
+                continue
+            if refer and (entry := _reference(system, name)) is not None:
+                components[name] = entry
                 continue
             place = part / name
             place.mkdir()
@@ -54,7 +59,7 @@ def save(
                 stored[key] = value.detach().to(keep)
             write_tensors(place / "model.safetensors", stored)
             components[name] = {"files": {f.name: sha256(f) for f in sorted(place.iterdir())}}
-        hashes = "".join(components[name]["files"]["model.safetensors"] for name in sorted(components))
+        hashes = "".join(_weights_hash(components[name]) for name in sorted(components))
         about = system.about.model_dump(mode="json", exclude={"name", "sha256", "layout"})
         card = {
             "format": FORMAT, "system": system.name, "version": __version__, "about": about,
@@ -81,6 +86,7 @@ def export(system: System, folder: str | Path, format: str = "diffusers") -> Pat
         raise InputError(
             f"{system.title} has no {format} layout; it can be exported to: {', '.join(system.formats) or 'none'}"
         )
+    _are_exact(system)
     if format == "single":
         return _single(system, Path(folder))
     with whole_folder(folder) as part:
@@ -88,6 +94,36 @@ def export(system: System, folder: str | Path, format: str = "diffusers") -> Pat
         if system.about.data_licence:
             write_text(part / "LICENSE.txt", licence_text(system))
     return Path(folder)
+
+
+def _reference(system: System, name: str) -> dict[str, str] | None:
+    """The entry that names a part as a shipped model's; None where it came from none, or is not that part any more."""
+    import torch
+
+    source = system.about.components.get(name)
+    if source not in loading.shipped():
+        return None
+    there = load(source, device="cpu", dtype="float32").networks.get(name)
+    own = system.networks[name].state_dict()
+    if there is None or there.config != system.networks[name].config:
+        return None
+    if not all(torch.equal(value, own[key].cpu()) for key, value in there.state_dict().items()):
+        return None
+    return {"source": source, "sha256": sha256(loading.SHIPPED / source / name / "model.safetensors")}
+
+
+def _weights_hash(entry: Mapping[str, Any]) -> str:
+    return str(entry["sha256"] if "source" in entry else entry["files"]["model.safetensors"])
+
+
+def _are_exact(system: System) -> None:
+    """InputError for a model whose weights were rounded when it was loaded."""
+    from .weights.quantised import is_quantised
+
+    if any(is_quantised(network) for network in system.networks.values()):
+        raise InputError(
+            "this model was loaded with dtype='int8', which rounded its weights; load it with float32 to save"
+        )
 
 
 def _single(system: System, file: Path) -> Path:
@@ -116,7 +152,8 @@ def convert(source: str | Path, dest: str | Path, to: str, dtype: str | None = N
         raise InputError(f"dtype={dtype!r} with to={to!r}: only hwaga's own format stores another type")
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
-    return save(load(source, device="cpu", dtype="float32"), dest, dtype=getattr(torch, dtype), training=False)
+    system = load(source, device="cpu", dtype="float32")
+    return save(system, dest, dtype=getattr(torch, dtype), training=False, refer=True)
 
 
 def licence_text(system: System) -> str:

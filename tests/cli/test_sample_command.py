@@ -120,8 +120,8 @@ def test_an_interrupted_call_ends_with_130_and_writes_nothing(
 def test_non_finite_numbers_end_with_1_and_write_nothing(
     ask: Ask, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compute = DDPM._compute
-    monkeypatch.setattr(DDPM, "_compute", lambda *a, **k: compute(*a, **k) * float("nan"))
+    compute = DDPM.compute
+    monkeypatch.setattr(DDPM, "compute", lambda *a, **k: compute(*a, **k) * float("nan"))
     answer = ask("sample", model, "--out", "a.png")
     assert answer.status == 1 and "non-finite" in answer.sentence and list(tmp_path.iterdir()) == []
 

@@ -61,7 +61,7 @@ def test_score_is_the_gradient_of_the_log_density():
 def test_posterior_is_bayes_rule():
     """Density of (x_to | x_at, x0) against the joint of the two Gaussian steps, at many points."""
     diffusion = GaussianDiffusion(GaussianConfig())
-    at, to = diffusion.point(600), diffusion.point(350)
+    at, to = diffusion.indexed(600), diffusion.indexed(350)
     step = process.posterior(Level(at.alpha, at.sigma), Level(to.alpha, to.sigma))
     x0, x_at = 0.3, -0.7
     x_to = torch.linspace(-10, 10, 8001, dtype=torch.float64)
@@ -81,7 +81,7 @@ def test_noising_step_by_step_is_noising_at_once():
     generator = torch.Generator().manual_seed(0)
     for beta in diffusion.betas.double():
         x = (1 - beta).sqrt() * x + beta.sqrt() * torch.randn(x.shape, generator=generator, dtype=torch.float64)
-    end = diffusion.point(49)
+    end = diffusion.indexed(49)
     assert abs(x.mean() - end.alpha * 0.5) < 5e-3 and abs(x.std() - end.sigma) < 5e-3
 
 
@@ -109,7 +109,7 @@ def test_min_snr_never_weighs_more_than_gamma():
 
 def test_learned_range_lies_between_the_two_fixed_variances():
     diffusion = GaussianDiffusion(GaussianConfig(variance="learned-range"))
-    at, to = diffusion.point(500), diffusion.point(499)
+    at, to = diffusion.indexed(500), diffusion.indexed(499)
     step = process.posterior(Level(at.alpha, at.sigma), Level(to.alpha, to.sigma))
     x = torch.zeros(1, 3, 2, 2)
     for spread, variance in ((-1.0, step.small), (1.0, step.large)):

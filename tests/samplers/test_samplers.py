@@ -11,7 +11,8 @@ from hwaga.processes.gaussian import GaussianConfig, GaussianDiffusion, indices
 from hwaga.samplers import SAMPLERS
 from hwaga.samplers.ddim import ddim
 from hwaga.samplers.ddpm import ddpm
-from hwaga.samplers.denoiser import classifier_free, denoiser, unguided
+from hwaga.samplers.denoiser import denoiser, unguided
+from hwaga.samplers.guidance import classifier_free
 from hwaga.samplers.noise import from_seed, replayed
 
 S = 0.5
@@ -152,7 +153,7 @@ def test_guidance_off_costs_one_evaluation_and_on_costs_one_batch():
     x, time = torch.ones(2, 1), torch.zeros(2)
     conditions, null = {"label": torch.tensor([2.0, 3.0])}, {"label": torch.tensor([1.0, 1.0])}
     diffusion = GaussianDiffusion(GaussianConfig(predicts="x0"))
-    at, to = diffusion.point(500), diffusion.point(400)
+    at, to = diffusion.indexed(500), diffusion.indexed(400)
     assert classifier_free(null, 1.0) is unguided
     for scale, expected, batch in ((1.0, [2, 3], 2), (0.0, [1, 1], 2), (3.0, [4, 7], 4), (0.5, [1.5, 2], 4)):
         calls.clear()

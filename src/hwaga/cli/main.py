@@ -15,7 +15,7 @@ from typing import Any, TextIO
 import typer
 
 from ..errors import HwagaError, Interrupted
-from . import compare, convert, data, demo, evaluate, sample, systems, train
+from . import compare, convert, curve, data, demo, evaluate, lab, sample, systems, train
 
 TRACEBACK = "HWAGA_TRACEBACK"
 
@@ -53,7 +53,9 @@ app.command("train")(train.train)
 app.command("sample")(sample.sample)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
+app.command("curve")(curve.curve)
 app.command("convert")(convert.convert)
+app.command("lab")(lab.lab)
 app.command("demo")(demo.demo)
 
 

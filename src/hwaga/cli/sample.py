@@ -58,7 +58,9 @@ def sample(
     lora: Annotated[list[str] | None, typer.Option(metavar="FILE[:SCALE]", help="A LoRA; repeatable.")] = None,
     weights: Annotated[str | None, typer.Option(help="Which weights of the source, where it has several.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="auto, float32, bfloat16, float16; int8 (CPU: rounded weights).")
+    ] = None,
     memory: Annotated[str | None, typer.Option(metavar="8GB", help="A budget that is kept.")] = None,
     from_: Annotated[
         Path | None,

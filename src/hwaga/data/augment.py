@@ -48,9 +48,13 @@ def augment(
         left = (uniform("left", seed, epochs, indices) * spare[1]).astype(np.int64)
         pixels = windows(pixels, top, left, height, width)
     if flip:
-        mirrored = uniform("flip", seed, epochs, indices) < 0.5
-        pixels = np.where(mirrored[:, None, None, None], pixels[..., ::-1], pixels)
+        pixels = np.where(mirrored(seed, epochs, indices)[:, None, None, None], pixels[..., ::-1], pixels)
     return pixels
+
+
+def mirrored(seed: int, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """(n,) bool: which pictures an epoch sees mirrored."""
+    return uniform("flip", seed, epochs, indices) < 0.5
 
 
 def centre(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -1,7 +1,8 @@
 """The packed cache: pictures prepared once, then mapped into memory by every later process.
 
 An entry is a folder `KIND-DIGEST/` in the user's cache folder ($HWAGA_CACHE, else $XDG_CACHE_HOME/hwaga, else
-~/.cache/hwaga) with `index.json` and, where it holds pictures, `pixels.npy` (uint8, n x c x h x w). The digest is over
+~/.cache/hwaga) with `index.json` and, where it holds pictures, `pixels.npy` (uint8, n x c x h x w; or float32, what a
+frozen network made of each). The digest is over
 all that the content depends on, so an entry never goes stale: it is another entry. Entries are made under a lock and
 moved into place whole, so that two processes may want the same one at once; a damaged one is made anew.
 """
@@ -49,7 +50,7 @@ def digest(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """An opened entry: `pixels` uint8 (n, c, h, w), mapped, read-only; `facts` as its builder gave them."""
+    """An opened entry: `pixels` (n, c, h, w), mapped, read-only; `facts` as its builder gave them."""
 
     pixels: np.ndarray
     facts: dict[str, Any]
@@ -57,22 +58,22 @@ class Entry:
 
 
 class Writer:
-    """Takes pictures in any number of parts and writes one .npy file."""
+    """Takes pictures, or other arrays of one shape each, in any number of parts and writes one .npy file."""
 
-    def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
-        self.path, self.shape, self.length = path, shape, 0
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: type[np.generic] = np.uint8) -> None:
+        self.path, self.shape, self.dtype, self.length = path, shape, np.dtype(dtype), 0
         self._file = open(path, "wb")
         self._file.write(self._header())
 
     def _header(self) -> bytes:
         # numpy's format 1.0, padded to a fixed length so that it can be written again when the length is known
-        text = repr({"descr": "|u1", "fortran_order": False, "shape": (self.length, *self.shape)}).encode()
+        text = repr({"descr": self.dtype.str, "fortran_order": False, "shape": (self.length, *self.shape)}).encode()
         return b"\x93NUMPY\x01\x00" + (_HEADER - 10).to_bytes(2, "little") + text.ljust(_HEADER - 11) + b"\n"
 
     def append(self, pixels: np.ndarray) -> None:
-        """Adds uint8 (n, *shape)."""
-        if pixels.dtype != np.uint8 or pixels.shape[1:] != self.shape:
-            raise ValueError(f"{pixels.dtype} {pixels.shape}: the cache takes uint8 (n, {self.shape})")
+        """Adds (n, *shape)."""
+        if pixels.dtype != self.dtype or pixels.shape[1:] != self.shape:
+            raise ValueError(f"{pixels.dtype} {pixels.shape}: the cache takes {self.dtype} (n, {self.shape})")
         self._file.write(np.ascontiguousarray(pixels).tobytes())
         self.length += len(pixels)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..errors import InputError
-from .augment import augment, centre
+from .augment import augment, centre, mirrored
 from .cache import digest
 from .config import DataConfig
 
@@ -26,6 +26,14 @@ class LeftOut(NamedTuple):
 
     name: str
     reason: str
+
+
+class Beside(NamedTuple):
+    """What a frozen network made of each picture of a store, rows as there: see `beside.py`."""
+
+    key: str  # a hash of all that the values depend on beside the pictures
+    values: np.ndarray  # (m, ...) float32, mapped
+    mirrored: np.ndarray | None  # the same of mirrored pictures, where training mirrors some
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +57,7 @@ class Dataset:
     stored: str = field(repr=False)  # hash of the store and its facts
     facts: dict[str, Any] = field(default_factory=dict, repr=False)  # what else a summary tells
     lines: Callable[[], np.ndarray] | None = field(default=None, repr=False)  # opens the line art, rows as `store`
+    beside: Mapping[str, Beside] = field(default_factory=dict, repr=False)  # given with each batch by name, in `extra`
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -74,7 +83,9 @@ class Dataset:
         config = self.config
         prepared = [config.shape, config.resize, config.flip, config.random_crop, config.seed]
         labels = None if self.labels is None else self.labels.tolist()
-        return digest([1, self.stored, self.rows.tolist(), self.names, labels, self.classes, self.captions, prepared])
+        beside = [[name, held.key] for name, held in sorted(self.beside.items())]
+        seen = [1, self.stored, self.rows.tolist(), self.names, labels, self.classes, self.captions, prepared]
+        return digest([*seen, beside] if beside else seen)
 
     @cached_property
     def places(self) -> dict[str, int]:
@@ -136,4 +147,12 @@ class Dataset:
             index=torch.from_numpy(at.copy()),
             label=None if self.labels is None else torch.from_numpy(self.labels[at]),
             caption=None if self.captions is None else [self.captions[i] for i in at],
+            extra={name: torch.from_numpy(self._beside(held, at, epochs)) for name, held in self.beside.items()},
         )
+
+    def _beside(self, held: Beside, at: np.ndarray, epochs: np.ndarray | None) -> np.ndarray:
+        values = np.array(held.values[self.rows[at]])
+        if epochs is not None and self.config.flip and held.mirrored is not None:
+            turned = mirrored(self.config.seed, np.broadcast_to(np.asarray(epochs, dtype=np.int64), at.shape), at)
+            values[turned] = held.mirrored[self.rows[at][turned]]
+        return values

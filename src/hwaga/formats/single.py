@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ..errors import InputError
 from ..weights.mapped import Mapped, read_pickled
-from . import autoencoder, stylegan_pickle, vqgan
+from . import autoencoder, dit, stylegan_pickle, vqgan
 
 Tensors = Mapping[str, Any]
 """Tensors by name, as `weights.mapped` gives them."""
@@ -30,13 +30,15 @@ RULES: list[Rule] = [
     Rule("stylegan", "StyleGAN2-ADA or StyleGAN3 pickle", lambda tensors: isinstance(tensors, stylegan_pickle.Pickled)),
     Rule("vqgan", "VQGAN checkpoint (tokenizer and transformer)", vqgan.is_whole),
     Rule("vqgan", "VQGAN checkpoint (tokenizer)", vqgan.is_tokenizer),
+    Rule("dit", "DiT or SiT", dit.is_dit),
     Rule("vae", "autoencoder of Stable Diffusion or Flux", lambda tensors: autoencoder.prefix_of(tensors) is not None),
 ]
 
 
-def read(path: Path) -> Tensors:
+def read(path: Path, weights: str | None = None) -> Tensors:
     """The tensors of a file, by the kind that its first bytes show: safetensors (a length and a JSON header), a plain pickle
-    (StyleGAN's), else a pickle of torch's; both are read without running anything in them."""
+    (StyleGAN's), else a pickle of torch's; both are read without running anything in them. weights: "ema" or "raw" of a
+    training's checkpoint that holds both."""
     with open(path, "rb") as file:
         head = file.read(16)
     if not head:
@@ -45,7 +47,7 @@ def read(path: Path) -> Tensors:
         return Mapped(path)
     if stylegan_pickle.is_plain_pickle(head):
         return stylegan_pickle.read(path)
-    return read_pickled(path)
+    return read_pickled(path, weights)
 
 
 def in_release(folder: Path) -> Path | None:

@@ -1,4 +1,5 @@
 """The public layout of DDPM: folders such as google/ddpm-cifar10-32 (a UNet2DModel and a scheduler), flat or with sub-folders.
+The scheduler is read by schedulers.py.
 
 Parameters have the same names here as there; files saved before 2023 spell those of attention otherwise. A field that a
 config lacks has the default of the public class that reads it.
@@ -13,13 +14,11 @@ from pydantic import ValidationError
 
 from ..errors import InputError
 from ..networks.unet import UNetConfig
-from ..processes.gaussian import GaussianConfig
 from .folders import full_config
 from .keys import rename, renamed
 
 __all__ = [
-    "OLD_ATTENTION", "network_config", "process_config", "public_network_config", "public_scheduler_config", "rename",
-    "renamed",
+    "OLD_ATTENTION", "network_config", "public_network_config", "rename", "renamed",
 ]  # fmt: skip
 
 OLD_ATTENTION = tuple(
@@ -45,19 +44,6 @@ ONLY = {  # fields of which one value is the method of the papers here; the publ
     "center_input_sample": (False,), "time_embedding_type": ("positional",), "mid_block_type": ("UNetMidBlock2D",),
     "mid_block_scale_factor": (1,), "downsample_type": ("conv",), "upsample_type": ("conv",), "act_fn": ("silu", "swish"),
     "resnet_time_scale_shift": ("default", "scale_shift"), "class_embed_type": (None,),
-}  # fmt: skip
-
-SCHEDULER_DEFAULTS: dict[str, Any] = {
-    "num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", "trained_betas": None,
-    "variance_type": "fixed_small", "clip_sample": True, "prediction_type": "epsilon", "thresholding": False,
-    "clip_sample_range": 1.0, "timestep_spacing": "leading", "steps_offset": 0, "rescale_betas_zero_snr": False,
-    "set_alpha_to_one": True,
-}  # fmt: skip
-SCHEDULERS = {"DDPMScheduler": "ddpm", "DDIMScheduler": "ddim"}
-SCHEDULES = {"linear": "linear", "scaled_linear": "scaled-linear", "squaredcos_cap_v2": "cosine"}
-PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
-VARIANCES = {
-    "fixed_small": "fixed-small", "fixed_large": "fixed-large", "learned": "learned", "learned_range": "learned-range",
 }  # fmt: skip
 
 
@@ -104,6 +90,11 @@ def public_network_config(config: UNetConfig, size: tuple[int, int]) -> dict[str
         raise InputError(
             f"network.time_scale={config.time_scale}: the public layout has no field for it; 1 can be exported"
         )
+    if config.guidance_width or config.span:
+        told = "guidance_width" if config.guidance_width else "span"
+        raise InputError(
+            f"network.{told}={getattr(config, told)}: UNet2DModel has no field for it; a student cannot be exported"
+        )
     kind = {True: "Attn", False: ""}
     return {
         "_class_name": "UNet2DModel", **UNET_DEFAULTS, "sample_size": size[0] if size[0] == size[1] else list(size),
@@ -117,42 +108,3 @@ def public_network_config(config: UNetConfig, size: tuple[int, int]) -> dict[str
         "attn_norm_num_groups": config.groups if config.scale_shift and config.middle_norm else None,
         "num_class_embeds": config.classes or None,
     }  # fmt: skip
-
-
-def process_config(public: Mapping[str, Any], where: str) -> tuple[GaussianConfig, dict[str, Any]]:
-    """Our process and sampling configs of a public DDPM or DDIM scheduler's."""
-    full = {**SCHEDULER_DEFAULTS, **public}
-    name = full.get("_class_name", "DDPMScheduler")
-    if name not in SCHEDULERS:
-        raise InputError(f"{where}: scheduler {name!r} cannot be loaded; {' and '.join(SCHEDULERS)} can")
-    for key, values in (("beta_schedule", SCHEDULES), ("prediction_type", PREDICTIONS), ("variance_type", VARIANCES)):
-        if full[key] not in values:
-            raise InputError(f"{where}: {key}={full[key]!r} cannot be loaded; {', '.join(values)} can")
-    for key in ("trained_betas", "thresholding", "rescale_betas_zero_snr"):
-        if full[key]:
-            raise InputError(f"{where}: {key}={full[key]!r} cannot be loaded; leave it out")
-    process = GaussianConfig(
-        timesteps=full["num_train_timesteps"], schedule=SCHEDULES[full["beta_schedule"]], beta_start=full["beta_start"],
-        beta_end=full["beta_end"], predicts=PREDICTIONS[full["prediction_type"]], variance=VARIANCES[full["variance_type"]],
-    )  # fmt: skip
-    sampling = {
-        "sampler": SCHEDULERS[name], "spacing": full["timestep_spacing"], "offset": full["steps_offset"],
-        "ends_at_data": full["set_alpha_to_one"], "clip": full["clip_sample_range"] if full["clip_sample"] else None,
-    }  # fmt: skip
-    return process, sampling
-
-
-def public_scheduler_config(process: GaussianConfig, sampling: Any) -> dict[str, Any]:
-    """The public scheduler config of ours."""
-    back = lambda table, value: next(k for k, v in table.items() if v == value)  # noqa: E731
-    config = {
-        "_class_name": back(SCHEDULERS, sampling.sampler), "num_train_timesteps": process.timesteps,
-        "beta_start": process.beta_start, "beta_end": process.beta_end, "beta_schedule": back(SCHEDULES, process.schedule),
-        "trained_betas": None, "clip_sample": sampling.clip is not None, "clip_sample_range": sampling.clip or 1.0,
-        "prediction_type": back(PREDICTIONS, process.predicts), "timestep_spacing": sampling.spacing,
-        "steps_offset": sampling.offset, "variance_type": back(VARIANCES, process.variance),
-    }  # fmt: skip
-    if sampling.sampler == "ddim":
-        del config["variance_type"]
-        config["set_alpha_to_one"] = sampling.ends_at_data
-    return config

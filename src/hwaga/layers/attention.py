@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -19,6 +22,7 @@ class PixelAttention(nn.Module):
         if channels % head_width:
             raise ValueError(f"head_width={head_width} does not divide channels={channels}")
         self.heads = channels // head_width
+        self.passes = False  # see `passing`
         self.group_norm = nn.GroupNorm(groups, channels, eps=eps) if groups else None
         self.to_q = nn.Linear(channels, channels)
         self.to_k = nn.Linear(channels, channels)
@@ -32,5 +36,26 @@ class PixelAttention(nn.Module):
             rearrange(project(tokens), "n l (heads d) -> n heads l d", heads=self.heads)
             for project in (self.to_q, self.to_k, self.to_v)
         )
-        mixed = rearrange(scaled_dot_product_attention(q, k, v), "n heads l d -> n l (heads d)")
+        mixed = rearrange(v if self.passes else scaled_dot_product_attention(q, k, v), "n heads l d -> n l (heads d)")
         return x + rearrange(self.to_out[0](mixed), "n (h w) c -> n c h w", h=height)
+
+
+@contextmanager
+def passing(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, these self-attention layers look nowhere: each place keeps its own value, as if its row of attention were the
+    identity's. Source: Ahn et al. 2024 (perturbed-attention guidance), section 4.1."""
+    chosen = list(layers)
+    for layer in chosen:
+        layer.passes = True  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for layer in chosen:
+            layer.passes = False  # type: ignore[assignment]
+
+
+def middle_attention(network: nn.Module) -> list[nn.Module]:
+    """The self-attention layers in a network's middle: those of a UNet's middle block, else the middle one of all."""
+    found = [(name, layer) for name, layer in network.named_modules() if hasattr(layer, "passes")]
+    middle = [layer for name, layer in found if "mid_block" in name]
+    return middle or [layer for _, layer in found[len(found) // 2 : len(found) // 2 + 1]]

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 
 from . import winograd
 
@@ -161,13 +162,14 @@ class _KernelGradient(torch.autograd.Function):
 
 
 def _by_rule(x: Tensor, weight: Tensor) -> bool:
-    """Whether the rule has a say here at all: float32 on a CPU, run as written."""
+    """Whether the rule has a say here at all: float32 on a CPU, run as written, without a derivative that goes along."""
     return (
         x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
         and x.layout == torch.strided
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
+        and unpack_dual(x).tangent is None
     )
 
 
@@ -256,7 +258,8 @@ class Conv2d(nn.Conv2d):
             self._kept = None  # an optimizer is about to write
         tracked = (x, weight) if self.bias is None else (x, weight, self.bias)
         learns = torch.is_grad_enabled() and any(one.requires_grad for one in tracked)
-        if learns or not self.cache_transforms or weight.is_inference():
+        planned = hasattr(weight, "fake_mode")  # a plan of memory has no values to keep a transform of
+        if learns or planned or not self.cache_transforms or weight.is_inference():
             return convolve3x3(x, weight, self.bias, force=force)
         n, c, h, w = x.shape
         m = choose("cached", c, self.out_channels, n, h, w) if force is None else force

@@ -25,13 +25,28 @@ def sinusoid(
     return torch.cat(parts, dim=1)
 
 
-class TimeEmbedding(nn.Module):
-    """Linear, SiLU, Linear: from a sinusoid (n, in) to the vector (n, out) that every block is given."""
+def guidance_wave(scale: Float[Tensor, " n"], width: int) -> Float[Tensor, "n width"]:
+    """The sinusoid of guidance scales as public latent consistency models have it: of w = scale - 1, times 1000 (Luo et al.
+    2023, section 4.2)."""
+    return sinusoid((scale - 1) * 1000, width, cosine_first=False, shift=1.0)
 
-    def __init__(self, in_width: int, out_width: int) -> None:
+
+class TimeEmbedding(nn.Module):
+    """Linear, SiLU, Linear: from a sinusoid (n, in) to the vector (n, out) that every block is given.
+
+    condition_width: a second sinusoid (n, c) is brought to the first one's width and added to it, as networks that are told
+    their guidance scale have it (Meng et al. 2023, section 3.2; the public layout of latent consistency models).
+    """
+
+    def __init__(self, in_width: int, out_width: int, condition_width: int = 0) -> None:
         super().__init__()
+        self.cond_proj = nn.Linear(condition_width, in_width, bias=False) if condition_width else None
         self.linear_1 = nn.Linear(in_width, out_width)
         self.linear_2 = nn.Linear(out_width, out_width)
 
-    def forward(self, x: Float[Tensor, "n i"]) -> Float[Tensor, "n o"]:
+    def forward(self, x: Float[Tensor, "n i"], condition: Float[Tensor, "n c"] | None = None) -> Float[Tensor, "n o"]:
+        if (condition is None) != (self.cond_proj is None):
+            raise ValueError("a guidance scale is given exactly to networks that are told one (guidance_width)")
+        if self.cond_proj is not None:
+            x = x + self.cond_proj(condition)
         return self.linear_2(nn.functional.silu(self.linear_1(x)))

@@ -56,6 +56,8 @@ def initialise(
                 if part.elementwise_affine if isinstance(part, nn.LayerNorm) else part.affine:
                     part.weight.fill_(1.0)
                     part.bias.zero_()
+            elif isinstance(part, nn.RMSNorm):
+                part.weight.fill_(1.0)
             elif isinstance(part, nn.modules.batchnorm._BatchNorm):
                 part.reset_parameters()  # draws nothing
             elif hasattr(part, "reset_state"):

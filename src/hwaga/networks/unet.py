@@ -24,12 +24,13 @@ import torch
 from jaxtyping import Float, Int
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle, silu
 from torch.utils.checkpoint import checkpoint
 
 from ..layers.attention import PixelAttention
 from ..layers.conv import Conv2d
-from ..layers.embeddings import TimeEmbedding, sinusoid
+from ..layers.embeddings import TimeEmbedding, guidance_wave, sinusoid
 from ..layers.initialise import initialise
 from ..layers.resnet import Downsample, ResnetBlock, Upsample
 
@@ -57,6 +58,8 @@ class UNetConfig(BaseModel, frozen=True, extra="forbid"):
     cosine_first: bool = False
     frequency_shift: float = 1.0
     time_scale: float = Field(1.0, description="factor of the time that the grid feeds")
+    guidance_width: int = Field(0, ge=0, multiple_of=2, description="of the sinusoid of a guidance scale; 0: told none")
+    span: bool = Field(False, description="told how far the step from here leads")
 
     @model_validator(mode="after")
     def _fits(self) -> UNetConfig:
@@ -118,7 +121,8 @@ class UNet(nn.Module):
         self.checkpointing = False  # recompute levels in the backward pass: less memory, a third more arithmetic
         widths, time_width = config.channels, 4 * config.channels[0]
         self.conv_in = Conv2d(config.in_channels * config.patch**2, widths[0], 3, padding=1)
-        self.time_embedding = TimeEmbedding(widths[0], time_width)
+        self.time_embedding = TimeEmbedding(widths[0], time_width, config.guidance_width)
+        self.span_embedding = TimeEmbedding(widths[0], time_width) if config.span else None
         self.class_embedding = nn.Embedding(config.classes, time_width) if config.classes else None
 
         self.down_blocks: Any = nn.ModuleList()
@@ -152,21 +156,24 @@ class UNet(nn.Module):
         """First weights as in the paper's code: variance scaling, and 0 for what ends a residual branch or the network."""
         ends: list[nn.Module] = [part.conv2 for part in self.modules() if isinstance(part, ResnetBlock)]
         ends += [part.to_out[0] for part in self.modules() if isinstance(part, PixelAttention)]
-        initialise(self, generator, zero=[*ends, self.conv_out])
+        new = [self.time_embedding.cond_proj, self.span_embedding and self.span_embedding.linear_2]
+        initialise(self, generator, zero=[*ends, self.conv_out, *(part for part in new if part is not None)])
 
     def forward(
-        self, x: Float[Tensor, "n c h w"], time: Float[Tensor, " n"], label: Int[Tensor, " n"] | None = None
-    ) -> Float[Tensor, "n o h w"]:
+        self, x: Float[Tensor, "n c h w"], time: Float[Tensor, " n"], label: Int[Tensor, " n"] | None = None,
+        guidance: Float[Tensor, " n"] | None = None, span: Float[Tensor, " n"] | None = None,
+    ) -> Float[Tensor, "n o h w"]:  # fmt: skip
         """Raw prediction at `time` (the number that the grid feeds). h and w are multiples of `config.factor`.
 
-        `label` is 0 ... classes - 1, given exactly when the config has classes; ValueError otherwise.
+        `label` is 0 ... classes - 1, given exactly when the config has classes; so are `guidance`, a scale, and `span`, time
+        here less time where the step leads. ValueError otherwise.
         """
         if (label is None) != (self.class_embedding is None):
             raise ValueError(f"label={'given' if label is not None else None} with classes={self.config.classes}")
-        embedding = self._embed(time, label).to(x.dtype)
+        embedding = self._embed(time, label, guidance, span).to(x.dtype)
         if self.config.patch > 1:
             x = pixel_unshuffle(x, self.config.patch)
-        x = self.conv_in(x.contiguous(memory_format=torch.channels_last))
+        x = self.conv_in(x.contiguous(memory_format=memory_format(x)))
         kept = [x]
         for level in self.down_blocks:
             for j in range(self.config.blocks):
@@ -184,18 +191,30 @@ class UNet(nn.Module):
         x = self.conv_out(silu(self.conv_norm_out(x)))
         return pixel_shuffle(x, self.config.patch) if self.config.patch > 1 else x
 
-    def _embed(self, time: Tensor, label: Tensor | None) -> Tensor:
-        config = self.config
-        wave = sinusoid(
-            time * config.time_scale, config.channels[0], cosine_first=config.cosine_first, shift=config.frequency_shift
-        )
-        embedding = self.time_embedding(wave.to(self.time_embedding.linear_1.weight.dtype))
+    def _embed(self, time: Tensor, label: Tensor | None, guidance: Tensor | None, span: Tensor | None) -> Tensor:
+        config, dtype = self.config, self.time_embedding.linear_1.weight.dtype
+        told = None if guidance is None else guidance_wave(guidance, config.guidance_width).to(dtype)
+        embedding = self.time_embedding(self._wave(time).to(dtype), told)
+        if (span is None) != (self.span_embedding is None):
+            raise ValueError(f"span={'given' if span is not None else None} with span={config.span} in the config")
+        if self.span_embedding is not None and span is not None:
+            embedding = embedding + self.span_embedding(self._wave(span).to(dtype))
         return embedding if self.class_embedding is None else embedding + self.class_embedding(label)
+
+    def _wave(self, time: Tensor) -> Tensor:
+        config = self.config
+        scaled = time * config.time_scale
+        return sinusoid(scaled, config.channels[0], cosine_first=config.cosine_first, shift=config.frequency_shift)
 
     def _run(self, level: Any, j: int, x: Tensor, embedding: Tensor) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(level, j, x, embedding, use_reentrant=False)
         return level(j, x, embedding)
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """Channels last, but for a derivative that goes along with x, which group norms have for the other form alone."""
+    return torch.channels_last if unpack_dual(x).tangent is None else torch.contiguous_format
 
 
 def _block(config: UNetConfig, in_channels: int, out_channels: int, time_width: int) -> ResnetBlock:

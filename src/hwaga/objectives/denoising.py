@@ -1,4 +1,10 @@
-"""The objective of diffusion: say what the noise was (Ho et al. 2020, algorithm 1 and eq. 14)."""
+"""The objective of diffusion: say what the noise was (Ho et al. 2020, algorithm 1 and eq. 14).
+
+It is one objective under many names. With `predicts: score` and the weight `snr` it is denoising score matching, sigma^2 times the
+squared error of the score (Vincent 2011; Song and Ermon 2019, eq. 5 and 6); with a rectified flow, conditional flow matching
+(Lipman et al. 2023, eq. 9); with the preconditioning of EDM, the loss of Karras et al. 2022, eq. 8. The process says what
+the network is given, what it should answer, which times are drawn and what an error there weighs.
+"""
 
 from __future__ import annotations
 
@@ -10,40 +16,43 @@ from torch import Tensor
 
 from ..interfaces import Draw, Terms
 from ..processes.gaussian import GaussianDiffusion
-from ..processes.process import clean, noised, target
+from ..processes.process import Process, noised, snr
 from .variational import step_term
 
 
 def denoising(
     network: Callable[..., Tensor],
-    process: GaussianDiffusion,
-    x0: Float[Tensor, "n c h w"],
+    process: Process,
+    x0: Float[Tensor, "n ..."],
     conditions: Mapping[str, Tensor],
     draw: Draw,
-    within: tuple[float, float] = (0.0, 1.0),
+    within: tuple[float, float] | None = None,
+    uncertainty: Callable[[Tensor], Tensor] | None = None,
 ) -> Terms:
-    """Terms of the loss on pictures in [-1, 1], one value a picture (n,): take the mean.
+    """Terms of the loss on x0 (pictures in [-1, 1], latents, points), one value a picture (n,): take the mean.
 
-    `denoising`: weighted squared error of the raw prediction at a uniform index of the table, of the part `within` of it.
+    `denoising`: weighted squared error of the raw prediction at a time as the process distributes it, or evenly `within` a part.
+    uncertainty: u (n,) of log SNR (n,), learned with it: the term is then e^-u times itself, plus u (networks/uncertainty.py).
     `variance`, where the variance is learned: the bound's term at that index in bits a dimension, times T / 1000, with the
     mean held fixed (Nichol and Dhariwal 2021, eq. 16).
     """
-    n, total = x0.shape[0], process.config.timesteps
-    low, high = within
-    place = low + (high - low) * draw.uniform("time", (n,))
-    index = (place * total).long().clamp(0, total - 1)
+    t = process.draw_times(draw, x0.shape[0], within)
     eps = draw.normal("noise", tuple(x0.shape))
-    level = process.levels(index, x0)
+    level = process.levels(t, x0)
     x = noised(x0, eps, level)
-    raw = network(x, index.float(), **conditions).float()
+    raw = network(process.entering(x, level), process.fed(t).float().to(x.device), **conditions).float()
     spread = None
     if process.config.learns_variance:
         raw, spread = raw.chunk(2, dim=1)
-    error = (raw - target(process.config.predicts, x0, eps, level)).square().flatten(1).mean(1)
+    error = (raw - process.target(x0, eps, level)).square().flatten(1).mean(1)
     terms = {"denoising": process.weight(level).flatten() * error}
-    if spread is not None:
-        said = clean(process.config.predicts, raw.detach(), x, level)
-        terms["variance"] = step_term(process, x0, x, said, spread, index) * total / 1000
+    if uncertainty is not None:
+        u = uncertainty(snr(level).flatten().log())
+        terms["denoising"] = terms["denoising"] * (-u).exp() + u
+    if spread is not None and isinstance(process, GaussianDiffusion):
+        said = process.clean(raw.detach(), x, level)
+        index = process.index_at(t).to(x.device)
+        terms["variance"] = step_term(process, x0, x, said, spread, index) * process.config.timesteps / 1000
     return terms
 
 

@@ -58,8 +58,8 @@ def step_term(
     x stands at `index`, said is the denoiser's x_0, spread the network's raw variance. Index 0 gives the decoder's term.
     """
     last = (index == 0).view(-1, *[1] * (x.dim() - 1))
-    at = process.levels(index, x)
-    below = process.levels((index - 1).clamp(min=0), x)
+    at = process.levels_at(index, x)
+    below = process.levels_at((index - 1).clamp(min=0), x)
     to = Level(torch.where(last, 1.0, below.alpha), torch.where(last, 0.0, below.sigma))
     log_variance = process.learned_log_variance(spread, at, to)
     step = posterior(at, to)
@@ -103,18 +103,18 @@ def bound(
     if not chosen or chosen[-1] < 1 or chosen[0] >= total:
         raise ValueError(f"indices must lie in 1 ... {total - 1}")
     edges = [total - 1, *[(a + b) // 2 for a, b in zip(chosen, chosen[1:], strict=False)], 0]
-    end = process.point(total - 1)
+    end = process.indexed(total - 1)
     prior = _pixels(gaussian_kl(end.alpha * x0, torch.tensor(math.log(end.sigma**2)), torch.zeros(()), torch.zeros(())))
     steps, data = [], Point(0.0, 1.0, 0.0, 0.0)
     for count, k in enumerate(chosen):
-        at, to = process.point(k), process.point(k - 1)
+        at, to = process.indexed(k), process.indexed(k - 1)
         x = noised(x0, noise("step_noise", tuple(x0.shape)), Level(at.alpha, at.sigma))
         mean, log_variance, step = _model_step(denoise, process, x, at, to)
         kl = gaussian_kl(step.from_x * x + step.from_x0 * x0, torch.tensor(math.log(step.small)), mean, log_variance)
         steps.append(_pixels(kl) * (edges[count] - edges[count + 1]))
         if callback:
             callback(count + 1, len(chosen))
-    first = process.point(0)
+    first = process.indexed(0)
     x = noised(x0, noise("step_noise", tuple(x0.shape)), Level(first.alpha, first.sigma))
     mean, log_variance, _ = _model_step(denoise, process, x, first, data)
     decoder = -_pixels(discretised_log_likelihood(x0, mean, (0.5 * log_variance).exp()))

@@ -17,26 +17,36 @@ from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
 from ..errors import InputError, unknown
-from ..interfaces import Point, Prediction
+from ..interfaces import Draw, Point, Prediction
 from . import process
-from .process import Level
+from .process import DATA, Level, Process
+from .spacing import Spaced, places, student
+from .times import TimesConfig, Weighting, quantile
 
 Schedule = Literal["linear", "scaled-linear", "cosine"]
 Spacing = Literal["leading", "trailing", "linspace"]
 Variance = Literal["fixed-small", "fixed-large", "learned", "learned-range"]
 
 
+LEAST_SIGNAL = 2.0**-24
+"""alpha_bar where sigma / alpha must be finite although no signal is left (`zero_terminal_snr`), as public schedulers have it."""
+
+
 class GaussianConfig(BaseModel, frozen=True, extra="forbid"):
     """The process of the paper by default."""
 
+    kind: Literal["gaussian"] = "gaussian"
     timesteps: int = Field(1000, ge=2, le=1_000_000)
     schedule: Schedule = "linear"
     beta_start: float = Field(1e-4, gt=0, lt=1)
     beta_end: float = Field(0.02, gt=0, lt=1)
     predicts: Literal["eps", "v", "x0"] = "eps"
     variance: Variance = "fixed-large"
-    weighting: Literal["simple", "min-snr", "snr"] = Field("simple", description="weight of a time in the loss")
+    times: TimesConfig = TimesConfig()
+    weighting: Weighting = Field("simple", description="weight of a time in the loss")
     min_snr_gamma: float = Field(5.0, gt=0)
+    data_deviation: float = Field(0.5, gt=0, description="for the weighting edm")
+    zero_terminal_snr: bool = Field(False, description="the last step of the table is only noise")
 
     @model_validator(mode="after")
     def _rises(self) -> GaussianConfig:
@@ -84,14 +94,16 @@ def indices(timesteps: int, steps: int, spacing: str = "leading", offset: int = 
     return [int(k) for k in found[:steps].clip(0, timesteps - 1)]
 
 
-class GaussianDiffusion:
+class GaussianDiffusion(Process):
     """See the top of this file. Holds tables, no parameters."""
 
     def __init__(self, config: GaussianConfig) -> None:
         self.config = config
         self.betas = betas(config)
+        if config.zero_terminal_snr:
+            self.betas = _without_terminal_signal(self.betas)
         self.alpha_bar = torch.cumprod(1 - self.betas, dim=0)  # (T,) float32
-        exact = self.alpha_bar.double()
+        exact = self.alpha_bar.double().clamp(min=LEAST_SIGNAL)
         self._log_ratio = 0.5 * (torch.log1p(-exact) - exact.log())  # log(sigma / alpha) at each index
         first = process.posterior(self._level_at(1), self._level_at(0)).small
         self._least_log_variance = math.log(first)  # what a learned variance is held to where the true one is 0
@@ -99,19 +111,81 @@ class GaussianDiffusion:
     # ------------------------------------------------------------------------------------------------- times and levels
 
     def _level_at(self, k: int) -> Level:
-        at = self.point(k)
+        at = self.indexed(k)
         return Level(at.alpha, at.sigma)
 
-    def point(self, k: int) -> Point:
+    def indexed(self, k: int) -> Point:
         """Index k of the table (0 ... T - 1) as a point of a grid; the network is fed k."""
         bar = float(self.alpha_bar[k])
         return Point((k + 1) / self.config.timesteps, math.sqrt(bar), math.sqrt(1 - bar), float(k))
 
-    def grid(self, steps: int, spacing: str = "leading", offset: int = 0, ends_at_data: bool = True) -> list[Point]:
-        """`steps` + 1 points from noise to data. The last one is the data (alpha = 1, sigma = 0), or, as a scheduler's
-        `set_alpha_to_one: false` asks, the lowest level of the table."""
-        walk = [self.point(k) for k in indices(self.config.timesteps, steps, spacing, offset)]
-        return [*walk, Point(0.0, 1.0, 0.0, 0.0) if ends_at_data else self.point(0)]
+    def fed(self, t: Tensor) -> Tensor:
+        return t * self.config.timesteps - 1
+
+    def middle(self, at: Point, to: Point) -> Point:
+        """Halfway between two indices, rounded down as in the public PNDM."""
+        total = self.config.timesteps
+        return self.indexed(math.floor((at.t - to.t) * total / 2 + 1e-6) + round(to.t * total) - 1)
+
+    def at_ratio(self, ratio: float) -> Point:
+        """The index may be a fraction: log(sigma / alpha) is interpolated, and held to what the table has."""
+        return self._between(ratio, float(self.index(torch.tensor(ratio, dtype=torch.float64))))
+
+    def index(self, ratio: Tensor) -> Tensor:
+        """The index, a fraction in 0 ... T - 1 (float64), at which the table has sigma / alpha = `ratio`."""
+        wanted = ratio.double().log()
+        high = torch.searchsorted(self._log_ratio, wanted.contiguous()).clamp(1, self.config.timesteps - 1)
+        below, above = self._log_ratio[high - 1], self._log_ratio[high]
+        return high - 1 + ((wanted - below) / (above - below)).clamp(0, 1)
+
+    def time(self, ratio: Tensor) -> Tensor:
+        """Below the first index, where sigma / alpha falls linearly to 0, too."""
+        first = float(self._log_ratio[0].exp())
+        t = (self.index(ratio.clamp(min=first)) + 1) / self.config.timesteps
+        return torch.where(ratio < first, ratio.double() / first / self.config.timesteps, t)
+
+    def grid(self, steps: int, how: Spaced = Spaced()) -> list[Point]:
+        """`steps` + 1 points from noise to data, as a public scheduler of the rule places them (spacing.py). The last one is the
+        data (alpha = 1, sigma = 0), or, as `set_alpha_to_one: false` asks, the lowest level of the table."""
+        total = self.config.timesteps
+        if how.rule == "indices":
+            walk = [self.indexed(k) for k in indices(total, steps, how.spacing or "leading", how.offset)]
+        else:
+            walk = self._walk(steps, how)
+        return [*walk, DATA if how.ends_at_data else self.indexed(0)]
+
+    def _walk(self, steps: int, how: Spaced) -> list[Point]:
+        total = self.config.timesteps
+        if not 1 <= steps <= total:
+            raise InputError(f"steps={steps}: this model was trained with {total} steps; use 1 to {total}")
+        if how.rule == "student":
+            return [self.indexed(k) for k in student(total, steps, how.student_steps)]
+        at = places(total, steps, how)
+        bar = self.alpha_bar.double().clamp(min=LEAST_SIGNAL).numpy()
+        table = np.sqrt((1 - bar) / bar)
+        ratios = np.interp(at, np.arange(total), table)
+        if not how.respaced:
+            return [self._between(float(r), float(k)) for r, k in zip(ratios, at, strict=True)]
+        ends = (ratios[0], ratios[-1]) if how.rule == "ratios" else (table[-1], table[0])
+        return [
+            self._between(r, self._fed_at(r, how)) for r in how.between(float(ends[0]), float(ends[1]), steps).tolist()
+        ]
+
+    def _between(self, ratio: float, k: float) -> Point:
+        alpha = 1 / math.sqrt(1 + ratio**2)
+        return Point((k + 1) / self.config.timesteps, alpha, ratio * alpha, k)
+
+    def _fed_at(self, ratio: float, how: Spaced) -> float:
+        """The index that a network is fed at a respaced sigma: as it is for Euler and its kin; whole for DPM-Solver++ and
+        UniPC, rounded on Karras's grid of a table of betas, else cut."""
+        k = self.at_ratio(ratio).fed
+        if how.rule == "ratios":
+            return k
+        return float(round(k)) if how.karras and self.config.schedule != "cosine" else float(int(k))
+
+    def start_scale(self, first: Point, how: Spaced) -> float:
+        """1, as alpha^2 + sigma^2 = 1; but the public Euler, Heun and LMS begin with sigma on grids that reach the noise."""
+        return first.sigma if how.rule == "ratios" and how.spacing in (None, "linspace", "trailing") else 1.0
 
     def level(self, t: Float[Tensor, " n"]) -> Level:
         """alpha and sigma (n,) float64 at times t in [0, 1]; below the first index sigma / alpha falls linearly to 0."""
@@ -123,7 +197,14 @@ class GaussianDiffusion:
         alpha = (1 + ratio**2).rsqrt()
         return Level(alpha, alpha * ratio)
 
-    def levels(self, index: Int[Tensor, " n"], like: Tensor) -> Level:
+    def index_at(self, t: Tensor) -> Int[Tensor, " n"]:
+        """The index of the table that is nearest to times t (n,)."""
+        return (t * self.config.timesteps).round().long().clamp(1, self.config.timesteps) - 1
+
+    def levels(self, t: Float[Tensor, " n"], like: Tensor) -> Level:
+        return self.levels_at(self.index_at(t), like)
+
+    def levels_at(self, index: Int[Tensor, " n"], like: Tensor) -> Level:
         """Levels of table indices, shaped to broadcast against `like` (n, ...), on its device."""
         bar = self.alpha_bar.to(index.device)[index].view(-1, *[1] * (like.dim() - 1)).to(like.device)
         return Level(bar.sqrt(), (1 - bar).sqrt())
@@ -154,14 +235,20 @@ class GaussianDiffusion:
 
     # ----------------------------------------------------------------------------------------------------------- training
 
-    def weight(self, level: Level) -> Tensor:
-        """Weight of the squared error of the raw prediction at a level.
+    def draw_times(self, draw: Draw, n: int, within: tuple[float, float] | None = None) -> Float[Tensor, " n"]:
+        """Times (n,) float64 of table indices, as the config distributes them, or evenly `within` a part of the table."""
+        place = draw.uniform("time", (n,))
+        if within is not None:
+            place = within[0] + (within[1] - within[0]) * place
+        elif self.config.times != TimesConfig():
+            place = quantile(self.config.times, place.double(), self)
+        index = (place * self.config.timesteps).long().clamp(0, self.config.timesteps - 1)
+        return (index + 1).double() / self.config.timesteps
 
-        simple: 1. min-snr: min(SNR, gamma) on the x_0 error, brought to what the network predicts (Hang et al. 2023,
-        section 3.4). snr: SNR on the x_0 error, which is 1 on the eps error.
-        """
-        ratio = process.snr(level)
-        if self.config.weighting == "simple":
-            return torch.ones_like(ratio)
-        on_x0 = ratio.clamp(max=self.config.min_snr_gamma) if self.config.weighting == "min-snr" else ratio
-        return on_x0 / {"eps": ratio, "v": ratio + 1, "x0": torch.ones_like(ratio)}[self.config.predicts]
+
+def _without_terminal_signal(table: Tensor) -> Tensor:
+    """Betas that end in pure noise, the first step as it was. Source: Lin et al. 2024, algorithm 1."""
+    root = torch.cumprod(1 - table, dim=0).sqrt()
+    first, last = root[0].clone(), root[-1].clone()
+    bar = ((root - last) * first / (first - last)) ** 2
+    return 1 - torch.cat([bar[:1], bar[1:] / bar[:-1]])

@@ -9,22 +9,23 @@ import torch
 from torch import Tensor
 
 from ..interfaces import Callback, Denoise, Noise, Point, Step
-from ..processes.process import Amount, Level, posterior
+from ..processes.process import Amount, held, level_of, posterior
 
 
 def ddpm(
     denoise: Denoise, x: Tensor, grid: Sequence[Point], *, noise: Noise, callback: Callback | None = None,
-    variance: str = "fixed-large", clip: float | None = None,
+    variance: str = "fixed-large", clip: float | None = None, threshold: float | None = None,
 ) -> Tensor:  # fmt: skip
     """The picture (n, ...) at the end of `grid`, from x at its start.
 
     variance: of each step: `fixed-large` (beta), `fixed-small` (that of the posterior: eq. 7), or `learned` (as the
-    denoiser says). clip: x_0 is held to [-clip, clip] before it enters the step's mean. The last step draws no noise.
+    denoiser says). clip: x_0 is held to [-clip, clip] before it enters the step's mean; threshold: dynamic thresholding at
+    this quantile instead (processes/process.py: held). The last step draws no noise.
     """
     for i, (at, to) in enumerate(pairwise(grid)):
         said = denoise(x, at, to)
-        x0 = said.x0 if clip is None else said.x0.clamp(-clip, clip)
-        step = posterior(Level(at.alpha, at.sigma), Level(to.alpha, to.sigma))
+        x0 = held(said.x0, clip, threshold)
+        step = posterior(level_of(at), level_of(to))
         x = step.from_x * x + step.from_x0 * x0
         if i < len(grid) - 2:
             x = x + _deviation(variance, step.small, step.large, said.log_variance) * noise(

@@ -21,6 +21,7 @@ ROOMS = {
     "gan": ("gan", "GAN"),
     "vqgan": ("vqgan", "VQGAN"),
     "stylegan": ("stylegan", "StyleGAN"),
+    "dit": ("dit", "DiT"),
 }  # name: (module, class)
 
 

@@ -25,11 +25,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from ..errors import InputError, WorkError, unknown
-from ..interfaces import Callback, Noise, Point, Stage, Step
+from ..interfaces import Callback, Noise, Point, Precomputed, Stage, Step
 from ..layers.initialise import build_on
+from ..processes import KIND
 from ..provenance import attach, record
 from ..samplers import SAMPLERS
 from ..samplers.noise import from_seed, replayed, stream
+from ..weights.quantised import is_quantised
 from .pictures import read_picture, read_pictures, to_inside, to_pil
 from .sources import kept
 
@@ -48,6 +50,7 @@ class About(BaseModel):
     data_licence: str | None = None
     attribution: str | None = None
     trained: dict[str, Any] | None = None  # steps, pictures a step and the recipe's fingerprint
+    components: dict[str, str] = {}  # trained parts taken from shipped models: {"autoencoder": "openmoji/vae-kl"}
     name: str | None = None  # "openmoji/ddpm", or the path it was loaded from
     sha256: str | None = None  # over the weights
     layout: dict[str, Any] = {}  # how the public files that it was loaded from were laid out
@@ -65,7 +68,7 @@ class Defaults:
     sampler: str = ""
     steps: Mapping[str, int] = field(default_factory=dict)  # by sampler
     guidance_scale: float = 1.0
-    sampler_options: Mapping[str, Any] = field(default_factory=dict)
+    sampler_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by sampler
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,12 @@ class System:
     own: ClassVar[Mapping[str, str]] = {}  # the system's own keywords, each with a line of explanation
     formats: ClassVar[tuple[str, ...]] = ()  # public formats that load and save
     trains_with: ClassVar[tuple[str, ...]] = ()  # networks that training alone needs: a model that paints may lack them
+    stands_for: ClassVar[
+        Mapping[str, str]
+    ] = {}  # components of a recipe that are another model's network of another name
+    may_lack: ClassVar[
+        tuple[str, ...]
+    ] = ()  # networks that a public file may hold nothing of: `components=` gives them
     Config: ClassVar[type[BaseModel]]
 
     def __init__(self, config: Any, networks: Mapping[str, nn.Module], about: About) -> None:
@@ -146,12 +155,27 @@ class System:
         return config
 
     @classmethod
+    def with_components(cls, config: Mapping[str, Any], components: Mapping[str, nn.Module]) -> dict[str, Any]:
+        """A recipe's `model:` section with the configs of trained networks that it is to use, where it has a field of
+        their name."""
+        told = {name: part.config for name, part in components.items() if name in cls.Config.model_fields}
+        return {**{name: own.model_dump(mode="json") for name, own in told.items()}, **config}  # type: ignore[union-attr,operator]
+
+    @classmethod
+    def check_component(cls, config: Mapping[str, Any], name: str, other: System) -> None:
+        """Raises InputError where another model's network cannot be the component `name` of a recipe's `model:` section."""
+
+    @classmethod
     def check_data(cls, config: Any, size: tuple[int, int]) -> None:
         """Raises InputError where networks of `config` cannot work at (height, width)."""
 
     def stages(self) -> list[Stage]:
         """What is trained, in which order, by which objectives."""
         raise NotImplementedError
+
+    def precomputed(self) -> Mapping[str, Precomputed]:
+        """What of each picture training wants computed once, by the name that it has in a batch's `extra`."""
+        return {}
 
     def defaults(self) -> Defaults:
         """What `None` means for sampler, steps, guidance_scale."""
@@ -232,7 +256,7 @@ class System:
             return cls.Config.model_validate(config)
         except ValidationError as error:
             first = error.errors()[0]
-            key = ".".join(("model", *map(str, first["loc"])))
+            key = ".".join(("model", *(str(part) for part in first["loc"] if not str(part).startswith(KIND))))
             raise InputError(
                 f"{cls.name}: {key}={first['input']!r}: {first['msg'].removeprefix('Value error, ')}"
             ) from None
@@ -244,7 +268,7 @@ class System:
         components: Mapping[str, nn.Module] | None = None,
     ) -> Self:  # fmt: skip
         """A new system with first weights, drawn from `seed` alone. `components`: trained networks to take as they are."""
-        full = cls.checked(cls.complete(dict(config), size, classes))
+        full = cls.checked(cls.complete(cls.with_components(config, components or {}), size, classes))
         cls.check_data(full, size)
         networks = dict(components or {})
         for part, network_config in cls.network_configs(full).items():
@@ -254,6 +278,12 @@ class System:
                 networks[part].eval()  # as a loaded one is: training switches it over for its own time
         memory = {"size": size, "classes": tuple(classes), "label_counts": tuple(label_counts), **(about or {})}
         return cls(full, networks, About(**memory))
+
+    def take(self, part: str, network: Any, source: str) -> None:
+        """Puts another model's network in the place of this system's `part`; InputError unless their configs agree."""
+        if network.config != self.networks[part].config:
+            raise InputError(f"components[{part!r}]={source}: its {part} has another config than this model's")
+        self.networks[part] = network
 
     def parameters_by_network(self) -> dict[str, int]:
         return {name: sum(p.numel() for p in network.parameters()) for name, network in self.networks.items()}
@@ -269,6 +299,12 @@ class System:
     @property
     def dtype(self) -> torch.dtype:
         return self._parameter.dtype
+
+    @property
+    def arithmetic(self) -> str:
+        """In which type is computed, as `load` names it."""
+        rounded = any(is_quantised(network) for network in self.networks.values())
+        return "int8" if rounded else str(self.dtype)
 
     # -------------------------------------------------------------------------------------------------------------- sample
 
@@ -329,27 +365,35 @@ class System:
         return self.sample(n=n, seed=seed, output="tensor", progress=False)
 
     def _refuse_foreign(self, given: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-        from . import systems
-
         for name, value in given.items():
             if value is not None and name not in self.takes:
-                takers = [s["name"] for s in systems() if name in s["takes"]]
-                others = f"; systems that take {name}=: {', '.join(takers)}" if takers else ""
-                raise InputError(
-                    f"{name}= given to {self.title}, which takes {', '.join(f'{t}=' for t in self.takes)}{others}"
-                )
+                raise self._not_taken(name)
         for name in own:
             if name not in self.own:
                 raise unknown(f"keyword of {self.title}", name, [*COMMON, *self.takes, *self.own])
 
+    def _not_taken(self, name: str) -> InputError:
+        from . import systems
+
+        takers = [s["name"] for s in systems() if name in s["takes"]]
+        others = f"; systems that take {name}=: {', '.join(takers)}" if takers else ""
+        return InputError(
+            f"{name}= given to {self.title}, which takes {', '.join(f'{t}=' for t in self.takes)}{others}"
+        )
+
     def _request(self, n: Any, size: Any, seed: Any, noise: Any, given: Mapping[str, Any]) -> Request:
         default = self.defaults()
-        labels, n = listed_labels(given["label"], self.how_many(whole_number("n", n, 1), given))
-        scale = default.guidance_scale if given["guidance_scale"] is None else given["guidance_scale"]
+        n, labels, scale = self.how_many(whole_number("n", n, 1), given), None, default.guidance_scale
+        if given["label"] is not None:
+            labels, n = listed_labels(given["label"], n)
+        if given["guidance_scale"] is not None:
+            scale = number("guidance_scale", given["guidance_scale"], -1000, 1000)
         walk: dict[str, Any] = {"steps": 0, "sampler": "", "sampler_options": {}}
         if self.samplers():
             sampler = default.sampler if given["sampler"] is None else given["sampler"]
-            options = checked_sampler(sampler, given["sampler_options"] or {}, self.samplers(), default)
+            options = dict(default.sampler_options.get(sampler, {}))
+            if given["sampler"] is not None or given["sampler_options"]:
+                options |= checked_sampler(sampler, given["sampler_options"] or {}, self.samplers())
             steps = default.steps[sampler] if given["steps"] is None else given["steps"]
             walk = {"steps": whole_number("steps", steps, 1), "sampler": sampler, "sampler_options": options}
         seed = fresh_seed() if seed is None else whole_number("seed", seed, 0)
@@ -358,9 +402,9 @@ class System:
             raise InputError(f"{lost[0]}= given without image=; it says what becomes of the image")
         if size is None and given.get("fit_image") is False:
             size = tuple(read_picture("image", given["image"]).shape[2:])
+        size = self.about.size if size is None else checked_size(size, self.factor())
         return Request(
-            pictures=tuple(range(n)), total=n, size=checked_size(size, self.about.size, self.factor()), **walk,
-            guidance_scale=number("guidance_scale", scale, -1000, 1000), seed=seed,
+            pictures=tuple(range(n)), total=n, size=size, **walk, guidance_scale=scale, seed=seed,
             label=self._labels(labels, n, seed), recorded=dict(noise or {}), device=self.device,
             inputs={k: v for k, v in given.items() if v is not None and (k in self.own or k in INPUTS)},
         )  # fmt: skip
@@ -390,7 +434,7 @@ class System:
             named = about.classes[label] if label is not None and label < len(about.classes) else None
             attach(image, record(
                 self.name, about.name or "in memory", call, index=i, size=request.size, model_hash=about.sha256,
-                device=str(request.device), dtype=str(self.dtype), label=label, label_name=named,
+                device=str(request.device), dtype=self.arithmetic, label=label, label_name=named,
                 licence=about.data_licence, attribution=about.attribution,
             ))  # fmt: skip
         return images
@@ -429,10 +473,8 @@ def number(name: str, value: Any, least: float, most: float) -> float:
     return float(value)
 
 
-def checked_size(size: Any, default: tuple[int, int], factor: int) -> tuple[int, int]:
+def checked_size(size: Any, factor: int) -> tuple[int, int]:
     """(height, width), each a positive multiple of `factor`; InputError names the nearest that are."""
-    if size is None:
-        return default
     pair = (
         (size, size)
         if isinstance(size, int) and not isinstance(size, bool)
@@ -450,8 +492,11 @@ def checked_size(size: Any, default: tuple[int, int], factor: int) -> tuple[int,
     return pair
 
 
-def checked_sampler(sampler: str, options: Any, allowed: Sequence[str], default: Defaults) -> dict[str, Any]:
-    """The options of a sampler: the model's own where they fit, and the user's above them."""
+def checked_sampler(sampler: str, options: Any, allowed: Sequence[str]) -> dict[str, Any]:
+    """The options that a user gave a sampler."""
+    if sampler in SAMPLERS and sampler not in allowed:
+        why = "divides by the share of the picture, of which the path of this model has none where it begins"
+        raise InputError(f"sampler={sampler!r} {why}; samplers that can: {', '.join(allowed)}")
     if sampler not in allowed:
         raise unknown("sampler", sampler, allowed)
     if not isinstance(options, Mapping):
@@ -461,7 +506,7 @@ def checked_sampler(sampler: str, options: Any, allowed: Sequence[str], default:
         if key not in known:
             raise unknown(f"option of sampler {sampler}", key, known)
         known[key](key, value)
-    return {**{k: v for k, v in default.sampler_options.items() if k in known}, **options}
+    return dict(options)
 
 
 def listed_labels(label: Any, n: int) -> tuple[list[Any] | None, int]:
@@ -476,13 +521,16 @@ def listed_labels(label: Any, n: int) -> tuple[list[Any] | None, int]:
 
 
 def class_number(value: Any, count: int, names: Sequence[str]) -> int:
-    """0 ... count - 1 from a number or a name."""
+    """0 ... count - 1 from a number or a name; of a class with several names ("tench, Tinca tinca") any will do."""
     if isinstance(value, str) and value in names:
         return list(names).index(value)
+    if isinstance(value, str) and len(found := [i for i, name in enumerate(names) if value in name.split(", ")]) == 1:
+        return found[0]
     if isinstance(value, str) and not value.lstrip("-").isdigit() and names:
-        raise unknown("label", value, names)
+        raise unknown("label", value, [one for name in names for one in name.split(", ")])
     if isinstance(value, bool) or not isinstance(value, (int, str)) or not str(value).isdigit() or int(value) >= count:
-        raise InputError(f"label={value!r}: class numbers run from 0 to {count - 1}")
+        last = f" ({names[0]} to {names[count - 1]})" if len(names) >= count else ""
+        raise InputError(f"label={value!r}: class numbers run from 0 to {count - 1}{last}")
     return int(value)
 
 
@@ -508,6 +556,12 @@ def steps_bar(title: str, batches: int, shown: bool | Callable[[int, int], None]
     if not (shown and sys.stderr.isatty()):
         yield lambda total: None
         return
+    with _bar(title, batches) as advance:
+        yield advance
+
+
+@contextmanager
+def _bar(title: str, batches: int) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

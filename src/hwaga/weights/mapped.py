@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ class Mapped(Mapping[str, Tensor]):
         self._open: dict[str, Any] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, torch.dtype] = {}
+        self.metadata: dict[str, str] = {}  # what the headers say beside names and shapes
         for file in self.files:
             try:
                 handle = safe_open(file, "pt")
@@ -35,6 +37,7 @@ class Mapped(Mapping[str, Tensor]):
                 raise InputError(f"{file} is missing") from None
             except (SafetensorError, OSError, ValueError, OverflowError) as error:
                 raise InputError(f"{file} is not a whole safetensors file: {error}") from None
+            self.metadata |= handle.metadata() or {}
             for name in handle.keys():  # noqa: SIM118 (no mapping)
                 if names is None or names.get(name) == file:
                     part = handle.get_slice(name)
@@ -139,8 +142,19 @@ class _Inert:
     def __setstate__(self, state: Any) -> None: ...
 
 
-def read_pickled(file: str | Path) -> dict[str, Tensor]:
-    """The tensors of a file written by torch.save. Nothing in it is executed: anything but tensors and plain data is refused."""
+class Checkpoint(dict[str, Tensor]):
+    """The tensors of a file of torch.save, and what else it says of them."""
+
+    metadata: Mapping[str, Any] = {}  # the arguments of the training that wrote it, where it holds them
+    kinds: tuple[str, ...] = ()  # of "ema" and "raw": what it holds, the one that was taken first
+
+
+def read_pickled(file: str | Path, weights: str | None = None) -> Checkpoint:
+    """The tensors of a file written by torch.save. Nothing in it is executed: anything but tensors and plain data is refused.
+
+    Weights that lie below `state_dict` are found there; of a training's `model` and `ema` the averaged ones are taken, or
+    those that `weights` ("ema", "raw") asks for. InputError if it has none of these.
+    """
     import pickle
     import warnings
     import zipfile
@@ -148,7 +162,7 @@ def read_pickled(file: str | Path) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols: a refusal says it better
-            with torch.serialization.safe_globals([(_Inert, name) for name in INERT]):
+            with torch.serialization.safe_globals([*((_Inert, name) for name in INERT), argparse.Namespace]):
                 content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except FileNotFoundError:
         raise InputError(f"{file} is missing") from None
@@ -158,8 +172,24 @@ def read_pickled(file: str | Path) -> dict[str, Tensor]:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{file} is not a readable weight file: {first}") from None
+    return _weights_in(content, file, weights)
+
+
+def _weights_in(content: Any, file: str | Path, wanted: str | None) -> Checkpoint:
+    kinds: list[str] = []
+    said: dict[str, Any] = {}
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
+    elif isinstance(content, dict) and (isinstance(content.get("ema"), dict) or isinstance(content.get("model"), dict)):
+        args = content.get("args")
+        said = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
+        there = {kind: content[key] for kind, key in (("ema", "ema"), ("raw", "model")) if content.get(key)}
+        if wanted is not None and wanted not in there:
+            raise InputError(f"weights={wanted!r}: {file} holds {' and '.join(there)} weights alone; leave weights out")
+        kinds = sorted(there, key=lambda kind: kind != (wanted or "ema"))
+        content = there[kinds[0]]
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise InputError(f"{file} holds no table of tensors by name")
-    return content
+    found = Checkpoint(content)
+    found.metadata, found.kinds = said, tuple(kinds)
+    return found
