@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 MARK = "demo.json"  # what tells a demo's folder, which may be replaced, from any other
 SHOWN = 24  # pictures of the data, and half as many again of each painter
 MEASURING = 70.0  # seconds that the paintings of one model to be measured may take
+BATCH = 16  # pictures a step at most: within minutes many small steps reach more than few large ones
 FEWEST, MOST = 50, 500  # paintings to be measured
 
 
@@ -93,6 +94,7 @@ def demo(
     page = out / "report.html"
     values = {
         "steps": steps,
+        "batch": overrides["training.batch_size"],
         "time": trained_for,
         "minutes": minutes,
         "recipe": recipe,
@@ -170,6 +172,7 @@ def lengths(recipe: Recipe, minutes: float) -> dict[str, Any]:
         prepared = opened(recipe, place, lambda line: None)
         stage = prepared.system.stages()[0]
         config = recipe.training.for_stage(stage.name)
+        config = config.model_copy(update={"batch_size": min(BATCH, config.batch_size)})
         order = Order(len(prepared.data), config.batch_size, config.seed)
         trainer = Trainer(stage, config, prepared.data, order, device=place.device, dtype=place.dtype)
         trainer.step()
@@ -180,6 +183,7 @@ def lengths(recipe: Recipe, minutes: float) -> dict[str, Any]:
     steps = max(4, int(minutes * 60 / ((time.monotonic() - begun) / count)))
     return {
         "training.steps": steps,
+        "training.batch_size": config.batch_size,
         "training.warmup": min(recipe.training.warmup, steps // 10),
         "training.log_every": max(1, steps // 100),
         "training.checkpoint_every": steps,
@@ -224,7 +228,7 @@ def write(
         for i, one in zip(indices.tolist(), to_pil((data.batch(indices).image + 1) / 2), strict=True)
     ]
     full: Recipe = run["full"]
-    batch = full.training.batch_size
+    batch, before = run["batch"], first.system.about.trained or {}
     count = sum(first.system.parameters_by_network().values())
     usual = first.system.defaults()
     report.render(
@@ -256,7 +260,7 @@ def write(
             "batch": batch,
             "time": report.minutes(run["time"]),
             "pictures": painted(second),
-            "share": ratio((first.system.about.trained or {}).get("steps", 0), run["steps"]),
+            "share": ratio(before.get("steps", 0) * before.get("batch_size", 0), run["steps"] * batch),
             "folder": run["folder"],
             "recipe": run["recipe"],
             "unlabelled": " --set model.labels=false" if full.model.get("labels") else "",
