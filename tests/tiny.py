@@ -72,6 +72,20 @@ def batch(n=8, size=(16, 16), seed=0, labels=True):
     return Batch(image, torch.arange(n), torch.arange(n) % len(CLASSES) if labels else None)
 
 
+class Pictures:
+    """n pictures of three kinds, as training asks for them."""
+
+    def __init__(self, n=8, labels=True):
+        self.every = batch(n, labels=labels)
+
+    def __len__(self):
+        return len(self.every)
+
+    def batch(self, indices, epochs=None):
+        at = torch.as_tensor(indices)
+        return Batch(self.every.image[at], at, None if self.every.label is None else self.every.label[at])
+
+
 class Draw:
     """All draws from one generator: what an objective needs where no training loop is."""
 

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class HwagaError(Exception):
@@ -32,6 +36,13 @@ class Interrupted(HwagaError):
     """The user (or the system) stopped the work; what was done so far is kept and can be gone on with."""
 
     exit_status = 130
+
+
+def first_mistake(error: ValidationError) -> str:
+    """`key=value: what is wrong`, of the first thing that a config's check found."""
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"]))
+    return f"{key}={first['input']!r}: {first['msg'].removeprefix('Value error, ')}"
 
 
 SHOWN = 16

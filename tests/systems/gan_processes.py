@@ -6,13 +6,13 @@ from pathlib import Path
 
 import tiny
 import torch
-from test_gan import InTurn, Pictures
+from test_gan import InTurn
 
 from hwaga.training import Trainer, TrainingConfig
 from hwaga.training.distributed import world
 
 
-class Doubled(Pictures):
+class Doubled(tiny.Pictures):
     """In float64, so that sums in another order agree to more digits than training could hide."""
 
     def batch(self, indices, epochs=None):
@@ -32,7 +32,7 @@ def main(folder: Path) -> None:
             for network in system.networks.values():
                 network.double()
             config = TrainingConfig(steps=20, batch_size=6, learning_rate=1e-4, dtype="float32")
-            work = Trainer(system.stages()[0], config, Doubled(), InTurn(6), world=processes)
+            work = Trainer(system.stages()[0], config, Doubled(16), InTurn(6), world=processes)
             for _ in range(3):
                 work.step()
             found[kind] = [

@@ -29,21 +29,6 @@ def paint(model, **call):
     return model.sample(**{"output": "tensor", "progress": False, "seed": 5, **call})
 
 
-class Pictures:
-    """Sixteen pictures of three kinds."""
-
-    def __init__(self, labels=True):
-        self.every = tiny.batch(16, labels=labels)
-
-    def __len__(self):
-        return 16
-
-    def batch(self, indices, epochs=None):
-        at = torch.as_tensor(indices)
-        label = None if self.every.label is None else self.every.label[at]
-        return hwaga.interfaces.Batch(self.every.image[at], at, label)
-
-
 class InTurn:
     def __init__(self, batch_size):
         self.size = batch_size
@@ -57,7 +42,7 @@ def trainer(system, labels=True, **config):
     full = TrainingConfig.model_validate(
         {"steps": 40, "batch_size": 8, "optimizer": {"betas": (0.0, 0.99)}, "dtype": "float32", **config}
     )
-    return Trainer(system.stages()[0], full, Pictures(labels), InTurn(full.batch_size))
+    return Trainer(system.stages()[0], full, tiny.Pictures(16, labels), InTurn(full.batch_size))
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +230,7 @@ def test_the_alarm_is_written_into_the_metrics_of_a_run(tmp_path):
     system.networks["generator"] = Constant(system.generator)
     config = TrainingConfig(steps=110, batch_size=4, checkpoint_every=110, log_every=10, dtype="float32")
     Session(
-        folder=tmp_path, stages=system.stages(), config=config, data=Pictures(),
+        folder=tmp_path, stages=system.stages(), config=config, data=tiny.Pictures(16),
         order=lambda length, size, seed: InTurn(size), save=lambda folder, weights, step: None,
     ).run()  # fmt: skip
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

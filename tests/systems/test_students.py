@@ -54,23 +54,11 @@ def all_kinds():
 KINDS = all_kinds()
 
 
-class Pictures:
-    def __init__(self, n=8):
-        self.all = tiny.batch(n)
-
-    def __len__(self):
-        return len(self.all)
-
-    def batch(self, indices, epochs=None):
-        at = torch.as_tensor(indices)
-        return type(self.all)(self.all.image[at], at, self.all.label[at])
-
-
 def trainer(system, steps=20, accumulation=1, learning_rate=2e-3):
     config = TrainingConfig(
         steps=steps, batch_size=8, dtype="float32", learning_rate=learning_rate, accumulation=accumulation
     )
-    return Trainer(system.stages()[0], config, Pictures(), Order(8, 8, seed=0))
+    return Trainer(system.stages()[0], config, tiny.Pictures(), Order(8, 8, seed=0))
 
 
 def paint(model, **call):

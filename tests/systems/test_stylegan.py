@@ -25,20 +25,6 @@ def paint(model, **call):
     return model.sample(**{"output": "tensor", "progress": False, "seed": 5, **call})
 
 
-class Pictures:
-    """Sixteen pictures of three kinds."""
-
-    def __init__(self):
-        self.every = tiny.batch(16)
-
-    def __len__(self):
-        return 16
-
-    def batch(self, indices, epochs=None):
-        at = torch.as_tensor(indices)
-        return hwaga.interfaces.Batch(self.every.image[at], at, self.every.label[at])
-
-
 class InTurn:
     def at(self, step):
         place = torch.arange(step * 8, (step + 1) * 8).numpy()
@@ -47,7 +33,7 @@ class InTurn:
 
 def trainer(system, **config):
     full = TrainingConfig.model_validate({"steps": 40, "batch_size": 8, "dtype": "float32", **config})
-    return Trainer(system.stages()[0], full, Pictures(), InTurn())
+    return Trainer(system.stages()[0], full, tiny.Pictures(16), InTurn())
 
 
 @pytest.fixture(scope="module")

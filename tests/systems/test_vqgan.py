@@ -31,21 +31,9 @@ def model():
     return system
 
 
-class Pictures:
-    def __init__(self, n=6):
-        self.all = tiny.batch(n)
-
-    def __len__(self):
-        return len(self.all)
-
-    def batch(self, indices, epochs=None):
-        at = torch.as_tensor(indices)
-        return type(self.all)(self.all.image[at], at, self.all.label[at])
-
-
 def trainer(system, stage, steps, **config):
     values = {"steps": 99, "batch_size": 4, "learning_rate": 2e-3, "dtype": "float32", **config}
-    made = Trainer(system.stages()[stage], TrainingConfig(**values), Pictures(), Order(6, 4, seed=0))
+    made = Trainer(system.stages()[stage], TrainingConfig(**values), tiny.Pictures(6), Order(6, 4, seed=0))
     for _ in range(steps):
         made.step()
     return made

@@ -69,9 +69,8 @@ def compare(
                 f"Different data were trained on ({', '.join(known)}); all are measured against {next(iter(known))}."
             )
         reference = data or next(iter(known))
-        for entry in sorted(
-            entries, key=lambda one: one.system is not None
-        ):  # folders first: what they lack shows at once
+        folders_first = sorted(entries, key=lambda one: one.system is not None)  # what a folder lacks shows at once
+        for entry in folders_first:
             entry.scores = scores_of(entry, reference, split, n, seed, wanted, features, sampling, quiet)
     for entry in entries:
         entry.pictures = shown(entry, pictures, seed, sampling)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import InputError
+from ..errors import InputError, first_mistake
 from . import options
 from .progress import Progress
 
@@ -42,9 +42,7 @@ def lab(
     try:
         config = figures.process_config(process, **options.pairs("--set", fields))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise InputError(f"--set {key}={first['input']!r}: {first['msg'].removeprefix('Value error, ')}") from None
+        raise InputError(f"--set {first_mistake(error)}") from None
     names = figures.sampler_names([name.strip() for name in sampler.split(",")] if sampler else None)
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: a file; name a folder")

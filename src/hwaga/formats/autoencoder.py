@@ -21,7 +21,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, first_mistake
 from ..files import write_tensors
 from ..networks.autoencoder import AutoencoderKLConfig, CodecConfig
 from ..weights.fill import fill
@@ -136,8 +136,7 @@ def config_of(tensors: Mapping[str, Tensor], where: str) -> AutoencoderKLConfig:
     except (KeyError, IndexError) as error:
         raise InputError(f"{where} is no whole autoencoder: it lacks {error.args[0]}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{where}: {'.'.join(map(str, first['loc']))}={first['input']!r}: {first['msg']}") from None
+        raise InputError(f"{where}: {first_mistake(error)}") from None
 
 
 # --------------------------------------------------------------------------------------------------------------- folders
@@ -182,8 +181,7 @@ def network_config(public: Mapping[str, Any], where: str) -> AutoencoderKLConfig
             post_quant_conv=full["use_post_quant_conv"],
         )  # fmt: skip
     except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{where}: {'.'.join(map(str, first['loc']))}={first['input']!r}: {first['msg']}") from None
+        raise InputError(f"{where}: {first_mistake(error)}") from None
 
 
 def attention_of(public: Mapping[str, Any], where: str) -> tuple[bool, ...] | None:

@@ -27,7 +27,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, first_mistake
 from ..files import write_tensors
 from ..networks.dit import DiTConfig, fixed_positions
 from ..weights.fill import fill
@@ -107,9 +107,7 @@ def _checked(values: dict[str, Any], where: str) -> DiTConfig:
     try:
         return DiTConfig(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise InputError(f"{where}: {key}={first['input']!r}: {first['msg'].removeprefix('Value error, ')}") from None
+        raise InputError(f"{where}: {first_mistake(error)}") from None
 
 
 def _names(config: DiTConfig) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..errors import InputError
+from ..errors import InputError, first_mistake
 from ..processes.flow import FlowConfig
 from ..processes.gaussian import GaussianConfig
 from ..samplers import SAMPLERS as KNOWN
@@ -146,8 +146,7 @@ def _process(full: Mapping[str, Any], where: str) -> GaussianConfig:
             variance=VARIANCES[variance], zero_terminal_snr=full.get("rescale_betas_zero_snr", False),
         )  # fmt: skip
     except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{where}: {'.'.join(map(str, first['loc']))}={first['input']!r}: {first['msg']}") from None
+        raise InputError(f"{where}: {first_mistake(error)}") from None
 
 
 def _options(name: str, stated: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..errors import InputError
+from ..errors import InputError, first_mistake
 from ..networks.unet import UNetConfig
 from .folders import full_config
 from .keys import rename, renamed
@@ -76,8 +76,7 @@ def network_config(public: Mapping[str, Any], where: str) -> UNetConfig:
             frequency_shift=full["freq_shift"],
         )  # fmt: skip
     except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{where}: {'.'.join(map(str, first['loc']))}={first['input']!r}: {first['msg']}") from None
+        raise InputError(f"{where}: {first_mistake(error)}") from None
 
 
 def public_network_config(config: UNetConfig, size: tuple[int, int]) -> dict[str, Any]:

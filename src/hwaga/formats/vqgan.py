@@ -22,7 +22,7 @@ import yaml
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, first_mistake
 from ..files import write_json
 from ..networks.gpt import GPTConfig
 from ..networks.vq import QuantizerConfig, VQModelConfig
@@ -309,8 +309,7 @@ def _checked(values: Mapping[str, Any], where: str) -> VQModelConfig:
             {**values, "quantizer": QuantizerConfig.model_validate(values["quantizer"])}
         )
     except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{where}: {'.'.join(map(str, first['loc']))}={first['input']!r}: {first['msg']}") from None
+        raise InputError(f"{where}: {first_mistake(error)}") from None
 
 
 def _checked_prior(told: Mapping[str, Any], where: str) -> GPTConfig:
@@ -322,8 +321,7 @@ def _checked_prior(told: Mapping[str, Any], where: str) -> GPTConfig:
     except KeyError as error:
         raise InputError(f"{where}: the key {error.args[0]} of the transformer is missing") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{where}: {'.'.join(map(str, first['loc']))}={first['input']!r}: {first['msg']}") from None
+        raise InputError(f"{where}: {first_mistake(error)}") from None
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
