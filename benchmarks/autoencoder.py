@@ -9,11 +9,9 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hwaga.interfaces import Batch
 from hwaga.networks.autoencoder import AutoencoderKLConfig, Gaussian
 from hwaga.networks.tiling import Tiling
 from hwaga.systems.base import About
@@ -22,6 +20,7 @@ from hwaga.training import EmaConfig, Trainer, TrainingConfig
 
 from .pairing import Row, compare, gflop
 from .peers import HIDE_TORCHVISION, hide_torchvision, version
+from .pictures import InOrder, Pictures, random_pictures
 from .processes import run
 
 GROUP, BATCH, LATENTS = "autoencoder", 64, 16
@@ -64,24 +63,6 @@ def rows() -> Iterator[Row]:
 
 
 # ------------------------------------------------------------------------------------------------------------------ steps
-
-
-class _Pictures:
-    """Random pictures in memory: neither side is charged for a disk."""
-
-    def __init__(self, n: int) -> None:
-        self.image = torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(3)) * 2 - 1
-
-    def __len__(self) -> int:
-        return len(self.image)
-
-    def batch(self, indices: np.ndarray, epochs: np.ndarray | None = None) -> Batch:
-        return Batch(self.image[indices], torch.from_numpy(indices))
-
-
-class _InOrder:
-    def at(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        return np.arange(BATCH), np.zeros(BATCH, dtype=np.int64)
 
 
 class _Theirs(nn.Module):
@@ -131,14 +112,14 @@ def _plain_step(peer: Any, image: Tensor) -> Callable[[], None]:
     return step
 
 
-def _trained(system: VAE, pictures: _Pictures) -> Trainer:
+def _trained(system: VAE, pictures: Pictures) -> Trainer:
     config = TrainingConfig(batch_size=BATCH, learning_rate=1e-6, ema=EmaConfig(half_lives=()), dtype="float32")
-    return Trainer(system.stages()[0], config, pictures, _InOrder())
+    return Trainer(system.stages()[0], config, pictures, InOrder(BATCH))
 
 
 def _step_of_one_network() -> Row:
     """Their default multilayer perceptron on both sides: what is compared is the loss and the loop around it."""
-    peer, pictures = _peer(False), _Pictures(BATCH)
+    peer, pictures = _peer(False), Pictures(random_pictures(BATCH))
     config = VAE.checked({
         "network": {"kind": "vector", "latents": LATENTS}, "likelihood": {"kind": "gaussian", "deviation": 1.0},
     })  # fmt: skip
@@ -153,7 +134,7 @@ def _step_of_one_network() -> Row:
 
 def _step_of_own_networks() -> Row:
     """Each project's own convolutional network for 32 x 32 pixels: pythae's for CIFAR-10, that of `openmoji/vae`."""
-    peer, pictures = _peer(True), _Pictures(BATCH)
+    peer, pictures = _peer(True), Pictures(random_pictures(BATCH))
     network = {"kind": "vector", "latents": LATENTS, "channels": [64, 96, 128], "blocks": 1, "patch": 2, "groups": 16}
     system = VAE.create({"network": network}, size=(32, 32))
     theirs = sum(p.numel() for p in peer.parameters()) / 1e6

@@ -24,7 +24,7 @@ from hwaga.weights.quantised import quantise
 
 from .pairing import Row, compare, gflop
 from .peers import hide_torchvision, version
-from .unet import _InOrder
+from .pictures import InOrder, Pictures
 
 GROUP, CLASSES = "dit", 1000
 SMALL = {"depth": 6, "width": 192, "heads": 6}  # the network of openmoji/dit
@@ -102,19 +102,6 @@ def _rounded(name: str, peer: str, ours: Any, theirs: Any) -> Row:
     )  # fmt: skip
 
 
-class _Pictures:
-    """Random pictures, or latents, in memory."""
-
-    def __init__(self, n: int, channels: int, side: int) -> None:
-        self.image, _, self.label = _given(n, channels, side)
-
-    def __len__(self) -> int:
-        return len(self.image)
-
-    def batch(self, indices: Any, epochs: Any = None) -> Batch:
-        return Batch(self.image[indices], torch.from_numpy(indices), self.label[indices])
-
-
 class _Plain(DiT):
     """Trained on what it is given, whatever that is: neither side is charged for an autoencoder."""
 
@@ -129,13 +116,14 @@ def _training(
     """Noising, forward, backward, AdamW, moving average on both sides; the gradients of one loss are compared first."""
     ours, theirs = _pair(**sizes, patch=patch, channels=channels, side=side, learned=False)
     difference = _gradient_difference(ours, theirs, min(n, 8), channels, side)
-    pictures = _Pictures(n, channels, side)
+    image, _, label = _given(n, channels, side)
+    pictures = Pictures(image, label)
     codec = None if channels == 3 else {"latent_channels": channels}
     config = _Plain.checked({"network": ours.config, "labels": True, "autoencoder": codec})
     system = _Plain(config, {"network": ours}, About(size=(side, side)))
     plan = TrainingConfig(batch_size=n, learning_rate=1e-6, ema=EmaConfig(half_lives=(20_000.0,)))
-    trainer = Trainer(system.stages()[0], plan, pictures, _InOrder(n), dtype=dtype)
-    step = _plain_step(theirs, pictures.image, pictures.label)
+    trainer = Trainer(system.stages()[0], plan, pictures, InOrder(n), dtype=dtype)
+    step = _plain_step(theirs, image, label)
     x, t, label = _given(n, channels, side)
     work = gflop(lambda: theirs(x, t, label).sample.square().mean().backward())
     theirs.zero_grad()

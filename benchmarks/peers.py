@@ -63,3 +63,12 @@ def save_ddim(folder: Path, unet: Any) -> None:
     from diffusers import DDIMPipeline, DDIMScheduler
 
     DDIMPipeline(unet=unet, scheduler=DDIMScheduler(num_train_timesteps=1000)).save_pretrained(folder)
+
+
+def walked(network: Any, scheduler: Any, start: torch.Tensor, steps: int) -> torch.Tensor:
+    """The loop of diffusers' pipelines, from noise to pictures in [0, 1], without bars and files."""
+    x = start
+    scheduler.set_timesteps(steps)
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(x, t).sample, t, x).prev_sample
+    return (x / 2 + 0.5).clamp(0, 1)

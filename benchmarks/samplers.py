@@ -23,7 +23,7 @@ from hwaga.systems.base import System
 from hwaga.systems.diffusion import SamplingConfig
 
 from .pairing import Row, compare, gflop, timed
-from .peers import CIFAR, NARROW, hide_torchvision, save_ddim, unet2d, version
+from .peers import CIFAR, NARROW, hide_torchvision, save_ddim, unet2d, version, walked
 
 GROUP, STEPS, PICTURES = "samplers", 20, 16
 CLASSES = (
@@ -112,11 +112,7 @@ def _whole(name: str, peer: str, system: System, public: Any, aim: float) -> Row
         )  # fmt: skip
 
     def theirs() -> Tensor:
-        x = start
-        scheduler.set_timesteps(STEPS)
-        for t in scheduler.timesteps:
-            x = scheduler.step(public(x, t).sample, t, x).prev_sample
-        return (x / 2 + 0.5).clamp(0, 1)
+        return walked(public, scheduler, start, STEPS)
 
     difference = (ours() - theirs()).abs().max().item()
     return compare(

@@ -13,11 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from hwaga.interfaces import Batch
 from hwaga.layers.modulation import modulated
 from hwaga.systems import find
 from hwaga.training.config import EmaConfig, TrainingConfig
@@ -25,6 +23,7 @@ from hwaga.training.loop import Trainer
 
 from .pairing import Row, compare, gflop
 from .peers import version
+from .pictures import InOrder, Pictures, random_pictures
 
 GROUP, SIZE, BATCH, LATENT = "stylegan", 64, 16, 512
 CAPACITY = (
@@ -104,7 +103,7 @@ def _step(peer: Any, penalised: bool) -> Row:
     The same channels at the same sizes, latents and depth of mapping. The networks are not the same: the peer's D has three
     convolutions a block where StyleGAN2 has two, its blur three taps where StyleGAN2 has four; gflop is the peer's.
     """
-    pictures = _Pictures()
+    pictures = Pictures(random_pictures(BATCH, SIZE, seed=0))
     reverse = [CAPACITY * 2 ** (i + 1) for i in range(5)][::-1]
     down = [min(CAPACITY * 4 * 2**i, 256) for i in range(5)][::-1]
     system = find("stylegan").create(
@@ -117,29 +116,13 @@ def _step(peer: Any, penalised: bool) -> Row:
     config = TrainingConfig(
         batch_size=BATCH, learning_rate=1e-6, dtype="float32", ema=EmaConfig(half_lives=(10_000.0,))
     )
-    trainer = Trainer(system.stages()[0], config, pictures, _InOrder())
+    trainer = Trainer(system.stages()[0], config, pictures, InOrder(BATCH))
     theirs = _plain_step(peer, pictures.image, penalised)
     name = "step with R1" if penalised else "step"
     return compare(
         GROUP, f"{name} at {SIZE} px, batch {BATCH}", version("stylegan2_pytorch"), trainer.step, theirs, rounds=5,
         patience=240, aim=0.7, gflop=None if penalised else gflop(theirs), note="networks of like sizes, not the same",
     )  # fmt: skip
-
-
-class _Pictures:
-    def __init__(self) -> None:
-        self.image = torch.rand(BATCH, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
-
-    def __len__(self) -> int:
-        return BATCH
-
-    def batch(self, indices: np.ndarray, epochs: np.ndarray | None = None) -> Batch:
-        return Batch(self.image[indices], torch.from_numpy(indices))
-
-
-class _InOrder:
-    def at(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        return np.arange(BATCH), np.zeros(BATCH, np.int64)
 
 
 def _plain_step(peer: Any, pictures: Tensor, penalised: bool) -> Callable[[], None]:

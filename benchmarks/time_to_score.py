@@ -40,7 +40,7 @@ from hwaga.evaluation import evaluate
 from hwaga.recipes import load_recipe
 
 from .pairing import Disturbance
-from .peers import CIFAR, NARROW, declare_torchvision_operators, hide_torchvision, unet2d, version
+from .peers import CIFAR, NARROW, declare_torchvision_operators, hide_torchvision, unet2d, version, walked
 
 RECIPE = "openmoji/ddpm"
 CHUNK = 50  # pictures painted at once, and kept
@@ -197,10 +197,7 @@ def diffusers(train: Dataset, given: argparse.Namespace, sizes: dict[str, Any], 
         @torch.no_grad()
         def paint(n: int, seed: int) -> Tensor:
             x = torch.randn(n, 3, *train.size, generator=torch.Generator().manual_seed(seed))
-            scheduler.set_timesteps(given.steps)
-            for t in scheduler.timesteps:
-                x = scheduler.step(network(x, t).sample, t, x).prev_sample
-            return (x / 2 + 0.5).clamp(0, 1)
+            return walked(network, scheduler, x, given.steps)
 
         return paint
 

@@ -7,18 +7,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import hwaga
-from hwaga.interfaces import Batch
 from hwaga.systems.base import System
 from hwaga.training import EmaConfig, Trainer, TrainingConfig
 
 from .pairing import Row, compare, gflop
-from .peers import CIFAR, NARROW, save_ddim, unet2d, version
+from .peers import CIFAR, NARROW, save_ddim, unet2d, version, walked
+from .pictures import InOrder, Pictures, random_pictures
 
 NETWORKS = (("35.7 M", CIFAR, 0.8, 16), ("6.5 M", NARROW, 0.9, 64))  # name, sizes, aim, batch of the training step
 STEPS, PICTURES = 50, 16
@@ -74,11 +73,7 @@ def _sampling(group: str, peer: str, system: System, public: Any, aim: float) ->
         )
 
     def theirs() -> Tensor:
-        x = start
-        scheduler.set_timesteps(STEPS)
-        for t in scheduler.timesteps:
-            x = scheduler.step(public(x, t).sample, t, x).prev_sample
-        return (x / 2 + 0.5).clamp(0, 1)
+        return walked(public, scheduler, start, STEPS)
 
     difference = (ours() - theirs()).abs().max().item()
     work = STEPS * gflop(lambda: public(start, 0))
@@ -88,35 +83,14 @@ def _sampling(group: str, peer: str, system: System, public: Any, aim: float) ->
     )  # fmt: skip
 
 
-class _Pictures:
-    """Random pictures in memory, as training asks for them: neither side is charged for a disk."""
-
-    def __init__(self, n: int) -> None:
-        self.image = torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(3)) * 2 - 1
-
-    def __len__(self) -> int:
-        return len(self.image)
-
-    def batch(self, indices: np.ndarray, epochs: np.ndarray | None = None) -> Batch:
-        return Batch(self.image[indices], torch.from_numpy(indices))
-
-
-class _InOrder:
-    def __init__(self, n: int) -> None:
-        self.indices = np.arange(n)
-
-    def at(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        return self.indices, np.zeros_like(self.indices)
-
-
 def _training(group: str, peer: str, system: System, public: Any, batch: int, aim: float) -> Row:
     """One whole step on each side: noising, forward, backward, AdamW, moving average. First the gradients are compared."""
     difference = _gradient_difference(system.networks["network"], public, min(batch, 16))
-    pictures = _Pictures(batch)
+    pictures = Pictures(random_pictures(batch))
     config = TrainingConfig(
         batch_size=batch, learning_rate=1e-6, ema=EmaConfig(half_lives=(20_000.0,)), dtype="float32"
     )  # the rate is small so that the weights stay what they are; it costs the same
-    trainer = Trainer(system.stages()[0], config, pictures, _InOrder(batch))
+    trainer = Trainer(system.stages()[0], config, pictures, InOrder(batch))
     theirs = _plain_step(public, pictures.image)
     public.train()
     x, t = _given(batch)
