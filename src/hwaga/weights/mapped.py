@@ -79,6 +79,10 @@ class Renamed(Mapping[str, Tensor]):
             shapes = {new: known[old] for new, old in self._names.items()}
             held = {name: tuple(value.shape) for name, value in self._more.items()}
             self.shapes = {new: shape[:-2] if new in self._flat else shape for new, shape in shapes.items()} | held
+        kinds: Mapping[str, torch.dtype] | None = getattr(tensors, "dtypes", None)
+        if kinds is not None:
+            of_more = {name: value.dtype for name, value in self._more.items()}
+            self.dtypes = {new: kinds[old] for new, old in self._names.items()} | of_more
 
     def __getitem__(self, name: str) -> Tensor:
         if name in self._more:
