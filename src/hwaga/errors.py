@@ -38,6 +38,10 @@ class Interrupted(HwagaError):
     exit_status = 130
 
 
+class LostWords(UserWarning):
+    """A prompt was longer than what reads it takes: the sentence names the words that were cut off."""
+
+
 def first_mistake(error: ValidationError) -> str:
     """`key=value: what is wrong`, of the first thing that a config's check found."""
     first = error.errors()[0]

@@ -26,6 +26,13 @@ SHIPPED = Path(__file__).parent / "shipped"
 PIPELINES = {  # public class: system
     "AutoencoderKL": "vae", "DDPMPipeline": "ddpm", "DDIMPipeline": "ddpm", "UNet2DModel": "ddpm", "VQModel": "vqgan",
     "DiTPipeline": "dit", "Transformer2DModel": "dit", "DiTTransformer2DModel": "dit",
+    **dict.fromkeys(
+        ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
+         "StableDiffusionInpaintPipelineLegacy", "StableDiffusionDepth2ImgPipeline", "LatentConsistencyModelPipeline",
+         "LatentConsistencyModelImg2ImgPipeline", "StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline",
+         "StableDiffusionXLInpaintPipeline"),
+        "stable-diffusion",
+    ),
 }  # fmt: skip
 HASHED_BELOW = 64 * 2**20  # files up to this many bytes are held against their hash at each load
 
@@ -160,12 +167,15 @@ def _saved(folder: Path, dtype: torch.dtype, device: torch.device) -> System:
             continue
         if not isinstance(parts, dict) or not isinstance(parts.get(name), dict):
             raise InputError(f"{where} says nothing of the component {name!r}")
-        networks[name] = _component(folder, name, parts[name], network_config, dtype, device)
+        within = "." if cls.flat else name
+        networks[name] = _component(folder, name, within, parts[name], network_config, dtype, device)
     return cls(config, networks, About(**{**card.get("about", {}), "sha256": card.get("sha256")}))
 
 
-def _component(folder: Path, name: str, entry: Mapping[str, Any], config: Any, dtype: Any, device: Any) -> Any:
-    """One network of a saved model: in its own folder, or by reference to another model's."""
+def _component(
+    folder: Path, name: str, within: str, entry: Mapping[str, Any], config: Any, dtype: Any, device: Any
+) -> Any:  # fmt: skip
+    """One network of a saved model: in the folder `within` it, or by reference to another model's."""
     from .weights.fill import fill
     from .weights.mapped import Mapped
 
@@ -177,12 +187,17 @@ def _component(folder: Path, name: str, entry: Mapping[str, Any], config: Any, d
                 f"{folder}: its {name} is that of {source}, but the weights there are others than it was trained with"
             )
     else:
-        place = inside(folder, name)
+        place = inside(folder, within)
         file = place / "model.safetensors"
         expected = (entry.get("files") or {}).get("model.safetensors")
         if file.is_file() and file.stat().st_size <= HASHED_BELOW and expected and sha256(file) != expected:
             raise InputError(f"{file} is damaged: it is not the file that model.json was written for")
-    return fill(config, Mapped(file), str(file), dtype, device)
+    network = fill(config, Mapped(file), str(file), dtype, device)
+    if hasattr(network, "files"):  # what stands beside the weights, such as a tokenizer's
+        own = ("config.json", "model.safetensors")
+        beside = {f.name: f.read_bytes() for f in place.iterdir() if f.is_file() and f.name not in own}
+        network.files = beside  # type: ignore[assignment]
+    return network
 
 
 def _public(folder: Path, dtype: torch.dtype, device: torch.device) -> System:
@@ -226,9 +241,11 @@ def _file(
 def _replace(system: System, part: str, source: str | Path, dtype: Any, device: Any) -> None:
     """Puts another model's network in place of one of this system's, or where it has none yet."""
     known = [*system.networks, *system.may_lack]
+    name, folder = _find(source)
+    if folder.is_dir() and system.read_part(part, folder, dtype, device):
+        return
     if part not in known:
         raise unknown(f"component of {system.title}", part, known)
-    name, folder = _find(source)
     if folder.is_file():
         other = _file(folder, dtype, device, {})
     else:

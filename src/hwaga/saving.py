@@ -47,17 +47,16 @@ def save(
             if refer and (entry := _reference(system, name)) is not None:
                 components[name] = entry
                 continue
-            place = part / name
-            place.mkdir()
-            config = network.config.model_dump(mode="json")  # type: ignore[union-attr,operator]
-            write_json(place / "config.json", {"network": type(network).__name__, **config})
+            place = part if system.flat else part / name
+            place.mkdir(exist_ok=True)
+            system.write_beside(name, place)
             tensors = dict((weights or {}).get(name) or network.state_dict())
             stored, exact = {}, precise(network)
             for key, value in tensors.items():
                 half = dtype is not None and value.is_floating_point() and key not in exact
                 keep = dtype if half else value.dtype
                 stored[key] = value.detach().to(keep)
-            write_tensors(place / "model.safetensors", stored)
+            write_tensors(place / "model.safetensors", stored, {"format": "pt"} if system.flat else None)
             components[name] = {"files": {f.name: sha256(f) for f in sorted(place.iterdir())}}
         hashes = "".join(_weights_hash(components[name]) for name in sorted(components))
         about = system.about.model_dump(mode="json", exclude={"name", "sha256", "layout"})

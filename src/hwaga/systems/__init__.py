@@ -22,14 +22,17 @@ ROOMS = {
     "vqgan": ("vqgan", "VQGAN"),
     "stylegan": ("stylegan", "StyleGAN"),
     "dit": ("dit", "DiT"),
+    "stable-diffusion": ("stable_diffusion", "StableDiffusion"),
 }  # name: (module, class)
+PARTS = {"clip": ("clip", "CLIP")}
+"""What is trained by a recipe as the systems are and is a part of them: it paints nothing, and `systems()` leaves it out."""
 
 
 def find(name: str) -> type[System]:
     """The class of a system by its name; InputError names those that there are."""
-    if name not in ROOMS:
-        raise unknown("system", name, ROOMS)
-    module, cls = ROOMS[name]
+    if name not in ROOMS and name not in PARTS:
+        raise unknown("system", name, [*ROOMS, *PARTS])
+    module, cls = {**ROOMS, **PARTS}[name]
     return getattr(importlib.import_module(f".{module}", __name__), cls)
 
 

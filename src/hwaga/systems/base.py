@@ -10,11 +10,8 @@ A system's own file says the rest: its config, its networks, its stages of train
 
 from __future__ import annotations
 
-import itertools
 import secrets
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -25,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from ..errors import InputError, WorkError, unknown
+from ..files import write_json
 from ..interfaces import Callback, Noise, Point, Precomputed, Stage, Step
 from ..layers.initialise import build_on
 from ..processes import KIND
@@ -32,10 +30,15 @@ from ..provenance import attach, record
 from ..samplers import SAMPLERS
 from ..samplers.noise import from_seed, replayed, stream
 from ..weights.quantised import is_quantised
+from .bar import steps_bar
+from .lora import TakesLora
 from .pictures import read_picture, read_pictures, to_inside, to_pil
+from .prompting import Prompt, listed_prompts
 from .sources import kept
 
-INPUTS = ("label", "image", "mask", "strength", "fit_image", "keep_unmasked", "control")  # kept as they were given
+INPUTS = (
+    "label", "image", "mask", "strength", "fit_image", "keep_unmasked", "control", "prompt", "negative_prompt",
+)  # kept as they were given  # fmt: skip
 COMMON = ("n", "size", "seed", "noise", "callback", "output", "progress")  # what every system takes
 
 
@@ -84,6 +87,7 @@ class Request:
     guidance_scale: float
     seed: int
     label: Tensor | None  # (n,) int64
+    prompts: tuple[Prompt, ...]  # n, where words are taken
     inputs: Mapping[str, Any]  # prompt, image, mask, ... and the system's own keywords: what was given of them
     recorded: Mapping[str, Tensor]  # draws to replay
     device: torch.device
@@ -111,13 +115,13 @@ class Request:
         for start in range(0, self.total, count):
             chosen = self.pictures[start : start + count]
             label = None if self.label is None else self.label[start : start + count]
-            yield replace(self, pictures=chosen, label=label)
+            yield replace(self, pictures=chosen, label=label, prompts=self.prompts[start : start + count])
 
 
 # ----------------------------------------------------------------------------------------------------------- a system
 
 
-class System:
+class System(TakesLora):
     """Base of the eleven. `networks` maps names to modules; `config` is frozen; `about` is what a model remembers."""
 
     name: ClassVar[str]
@@ -135,6 +139,8 @@ class System:
     may_lack: ClassVar[
         tuple[str, ...]
     ] = ()  # networks that a public file may hold nothing of: `components=` gives them
+    paints: ClassVar[bool] = True  # False: a part of painters, trained and measured as they are, that is asked for no pictures
+    flat: ClassVar[bool] = False  # True: its one network lies in the model's folder itself, as other programs want it
     Config: ClassVar[type[BaseModel]]
 
     def __init__(self, config: Any, networks: Mapping[str, nn.Module], about: About) -> None:
@@ -155,6 +161,11 @@ class System:
         return config
 
     @classmethod
+    def taught(cls, config: Mapping[str, Any], captions: Sequence[str]) -> dict[str, Any]:
+        """A recipe's `model:` section with what the captions of the training data teach before training: a tokenizer's words."""
+        return dict(config)
+
+    @classmethod
     def with_components(cls, config: Mapping[str, Any], components: Mapping[str, nn.Module]) -> dict[str, Any]:
         """A recipe's `model:` section with the configs of trained networks that it is to use, where it has a field of
         their name."""
@@ -169,6 +180,15 @@ class System:
     def check_data(cls, config: Any, size: tuple[int, int]) -> None:
         """Raises InputError where networks of `config` cannot work at (height, width)."""
 
+    def write_beside(self, part: str, folder: Path) -> None:
+        """Writes what stands beside the weights of a network in a saved model: its config.json (which tells people; `load`
+        goes by model.json)."""
+        network = self.networks[part]
+        config = network.config.model_dump(mode="json")  # type: ignore[union-attr,operator]
+        write_json(folder / "config.json", {"network": type(network).__name__, **config})
+        for name, content in getattr(network, "files", {}).items():  # a tokenizer's, say
+            (folder / name).write_bytes(content)
+
     def stages(self) -> list[Stage]:
         """What is trained, in which order, by which objectives."""
         raise NotImplementedError
@@ -176,6 +196,10 @@ class System:
     def precomputed(self) -> Mapping[str, Precomputed]:
         """What of each picture training wants computed once, by the name that it has in a batch's `extra`."""
         return {}
+
+    def data_extras(self) -> tuple[str, ...]:
+        """What training wants of the data's own beside each picture, by its name in a batch's `extra`: `line_art`."""
+        return ()
 
     def defaults(self) -> Defaults:
         """What `None` means for sampler, steps, guidance_scale."""
@@ -196,6 +220,17 @@ class System:
     def how_many(self, n: int, given: Mapping[str, Any]) -> int:
         """How many pictures a call paints: n, unless something given settles it (one for each source picture)."""
         return n
+
+    def size_without(self, given: Mapping[str, Any]) -> tuple[int, int]:
+        """(height, width) of a call that names no size: what the model was trained at."""
+        return self.about.size
+
+    def told_of(self, request: Request, i: int) -> dict[str, Any]:
+        """What a picture's record says of it alone: its label and its words."""
+        label = None if request.label is None else int(request.label[i])
+        named = self.about.classes[label] if label is not None and label < len(self.about.classes) else None
+        prompt, negative = request.prompts[i] if request.prompts else (None, None)
+        return {"label": label, "label_name": named, "prompt": prompt, "negative_prompt": negative}
 
     @property
     def tells_bits(self) -> bool:
@@ -284,6 +319,10 @@ class System:
         if network.config != self.networks[part].config:
             raise InputError(f"components[{part!r}]={source}: its {part} has another config than this model's")
         self.networks[part] = network
+
+    def read_part(self, part: str, place: Path, dtype: torch.dtype, device: torch.device) -> bool:
+        """Takes a component that is no model of its own (a tokenizer, a text encoder) from a folder; False where it is none."""
+        return False
 
     def parameters_by_network(self) -> dict[str, int]:
         return {name: sum(p.numel() for p in network.parameters()) for name, network in self.networks.items()}
@@ -386,6 +425,8 @@ class System:
         n, labels, scale = self.how_many(whole_number("n", n, 1), given), None, default.guidance_scale
         if given["label"] is not None:
             labels, n = listed_labels(given["label"], n)
+        prompts = listed_prompts(given["prompt"], given["negative_prompt"], n) if "prompt" in self.takes else ()
+        n = len(prompts) or n
         if given["guidance_scale"] is not None:
             scale = number("guidance_scale", given["guidance_scale"], -1000, 1000)
         walk: dict[str, Any] = {"steps": 0, "sampler": "", "sampler_options": {}}
@@ -402,10 +443,10 @@ class System:
             raise InputError(f"{lost[0]}= given without image=; it says what becomes of the image")
         if size is None and given.get("fit_image") is False:
             size = tuple(read_picture("image", given["image"]).shape[2:])
-        size = self.about.size if size is None else checked_size(size, self.factor())
+        size = self.size_without(given) if size is None else checked_size(size, self.factor())
         return Request(
             pictures=tuple(range(n)), total=n, size=size, **walk, guidance_scale=scale, seed=seed,
-            label=self._labels(labels, n, seed), recorded=dict(noise or {}), device=self.device,
+            label=self._labels(labels, n, seed), prompts=prompts, recorded=dict(noise or {}), device=self.device,
             inputs={k: v for k, v in given.items() if v is not None and (k in self.own or k in INPUTS)},
         )  # fmt: skip
 
@@ -421,20 +462,20 @@ class System:
 
     def _with_provenance(self, pictures: Tensor, request: Request, given: Mapping[str, Any]) -> list[Any]:
         about, images = self.about, to_pil(pictures)
+        many = len(given["prompt"]) if isinstance(given.get("prompt"), list | tuple) else 1
         settled = {
             "steps": request.steps, "sampler": request.sampler, "sampler_options": dict(request.sampler_options),
             "guidance_scale": request.guidance_scale,
         }  # fmt: skip
         call = {
-            **given, "n": request.total, "size": request.size, "seed": request.seed, "noise": request.recorded or None,
+            **given, "n": request.total // many, "size": request.size, "seed": request.seed,
+            "noise": request.recorded or None,
             **{name: value for name, value in settled.items() if name in self.takes},
         }  # fmt: skip
         for i, image in enumerate(images):
-            label = None if request.label is None else int(request.label[i])
-            named = about.classes[label] if label is not None and label < len(about.classes) else None
             attach(image, record(
                 self.name, about.name or "in memory", call, index=i, size=request.size, model_hash=about.sha256,
-                device=str(request.device), dtype=self.arithmetic, label=label, label_name=named,
+                device=str(request.device), dtype=self.arithmetic, **self.told_of(request, i),
                 licence=about.data_licence, attribution=about.attribution,
             ))  # fmt: skip
         return images
@@ -544,28 +585,3 @@ def drawn_labels(seed: int, n: int, counts: Sequence[int]) -> Tensor:
 def fresh_seed() -> int:
     """A seed for a call that names none; it is in the picture's provenance, so that the call can be repeated."""
     return secrets.randbelow(2**31)
-
-
-@contextmanager
-def steps_bar(title: str, batches: int, shown: bool | Callable[[int, int], None]) -> Iterator[Callable[[int], None]]:
-    """Gives `advance(steps of a batch)`, to be called once a step."""
-    if callable(shown):
-        done = itertools.count(1)
-        yield lambda total: shown(next(done), total * batches)
-        return
-    if not (shown and sys.stderr.isatty()):
-        yield lambda total: None
-        return
-    with _bar(title, batches) as advance:
-        yield advance
-
-
-@contextmanager
-def _bar(title: str, batches: int) -> Iterator[Callable[[int], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(f"{title} paints", total=None)
-        yield lambda total: bar.update(task, total=total * batches, advance=1)

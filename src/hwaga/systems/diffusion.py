@@ -40,6 +40,8 @@ from .pictures import to_inside
 from .sources import fitted, read_mask
 from .strips import strip
 
+Given = Batch | Request
+"""What conditions are made of: a batch of training, or a call of `sample` (the part of it that is painted at once)."""
 ENDS_BY_TABLE = ("ddim", "pndm", "lcm")  # whose public classes have set_alpha_to_one
 CLIPS = ("ddpm", "ddim", "lcm", "heun")  # whose public classes have clip_sample
 FEW_STEPS = {"lcm": 4}
@@ -186,19 +188,22 @@ class Diffusion(System):
         raw = self.network(x.to(next(self.network.parameters()).dtype), time, **conditions)
         return raw if self.process.config.learns_variance else raw[:, : x.shape[1]]  # SiT has channels that say nothing
 
-    def conditions(self, label: Tensor | None) -> dict[str, Tensor]:
-        """What the network is told beside x and time, by the names of its keywords; each (n, ...)."""
+    def conditions(self, given: Given) -> dict[str, Tensor]:
+        """What the network is told beside x and time, by the names of its keywords; each (n, ...).
+
+        given: a batch of training, or a call of `sample`; either has what a system may want to tell (labels, words).
+        """
         if not self.config.labels:
             return {}
-        if label is None:
+        if given.label is None:
             raise InputError("this model is conditioned on labels, but the data have none")
-        return {"label": label}
+        return {"label": given.label.to(self.device)}
 
-    def null(self, conditions: Conditions) -> dict[str, Tensor]:
+    def null(self, conditions: Conditions, given: Given) -> dict[str, Tensor]:
         """The same conditions for the unconditional branch of guidance."""
         return {name: torch.full_like(value, self.label_count()) for name, value in conditions.items()}
 
-    def hidden(self, conditions: dict[str, Tensor], draw: Draw) -> dict[str, Tensor]:
+    def hidden(self, conditions: dict[str, Tensor], given: Batch, draw: Draw) -> dict[str, Tensor]:
         """Conditions of a training step, hidden now and then so that guidance has its other branch."""
         if not conditions or not self.config.null_label:
             return conditions
@@ -217,13 +222,13 @@ class Diffusion(System):
 
     def loss(self, batch: Batch, draw: Draw) -> Terms:
         """One step of training: algorithm 1, with conditions hidden now and then."""
-        conditions = self.hidden(self.conditions(batch.label), draw)
+        conditions = self.hidden(self.conditions(batch), batch, draw)
         x0, uncertainty = self.seen(batch, draw), self.networks.get("uncertainty")
         return mean_terms(denoising(self.compute, self.process, x0, conditions, draw, uncertainty=uncertainty))
 
     def held_out(self, batch: Batch, draw: Draw) -> Mapping[str, Tensor]:
         """The same loss on pictures never trained on, by time."""
-        conditions, x0 = self.conditions(batch.label), self.seen(batch, draw)
+        conditions, x0 = self.conditions(batch), self.seen(batch, draw)
         return held_out_bins(lambda part: denoising(self.compute, self.process, x0, conditions, draw, part))
 
     def precomputed(self) -> Mapping[str, Precomputed]:
@@ -243,7 +248,7 @@ class Diffusion(System):
         """What was denoised at the end of a call: from pure noise, or from the picture of `image`."""
         grid, denoise = self.grid(request), self.asked(request)
         eps = noise("noise", (len(request), *self.shape(request.size)))
-        if "image" in request.inputs and "strip" not in request.inputs:
+        if "image" in request.inputs and "strip" not in request.inputs and not self.begins_at_noise(request):
             return self._from_picture(denoise, eps, grid, request, noise)
         x = eps * self.process.start_scale(grid[0], self.spaced(request))
         return self.walk(denoise, x, grid, request, noise)
@@ -251,11 +256,11 @@ class Diffusion(System):
     def _from_picture(self, denoise: Denoise, eps: Tensor, grid: list[Point], request: Request, noise: Noise) -> Tensor:
         """The picture of `image` noised as far as `strength` says, and walked back; outside a mask it stays what it is."""
         source = self.source(request)
-        run = int(request.steps * request.inputs.get("strength", 1.0) + 1e-9)
+        run = int(request.steps * self.strength(request) + 1e-9)
         if run == 0:
             return source
         grid = grid[-run - 1 :]
-        if "mask" in request.inputs:
+        if "mask" in request.inputs and not self.told_mask:
             denoise = known_outside(denoise, source, self.mask(request, self.shape(request.size)[-2:]))
         if "inversion" in request.inputs:
             return self.walk(denoise, inverted(self, request, source, grid), grid, unclipped(request), noise)
@@ -282,8 +287,7 @@ class Diffusion(System):
 
     def asked(self, request: Request) -> Denoise:
         """The denoiser of a request."""
-        label = None if request.label is None else request.label.to(request.device)
-        conditions = self.conditions(label)
+        conditions = self.conditions(request)
         if self.config.student is not None:
             return students.asked(self, request, conditions)
         return denoiser(self.compute, self.process, conditions, self.guide(request, conditions))
@@ -293,10 +297,10 @@ class Diffusion(System):
         scale, inputs = request.guidance_scale, request.inputs
         if scale == 1 and not inputs.keys() & {"weak", "attention_scale"}:
             return unguided
-        return self._guided(scale, conditions, inputs)
+        return self._guided(scale, self.null(conditions, request), inputs)
 
-    def _guided(self, scale: float, conditions: Conditions, inputs: Mapping[str, Any]) -> Guide:
-        null, channels = self.null(conditions), inputs.get("guided_channels", self.config.guided_channels)
+    def _guided(self, scale: float, null: Conditions, inputs: Mapping[str, Any]) -> Guide:
+        channels = inputs.get("guided_channels", self.config.guided_channels)
         guide = rescaled(null, scale, inputs.get("guidance_rescale", 0.0), channels) if scale != 1 else unguided
         if scale != 1 and "guidance_interval" in inputs:
             guide = within(guide, *sorted(inputs["guidance_interval"]))
@@ -304,6 +308,19 @@ class Diffusion(System):
             guide = autoguided(inputs["weak"].compute, inputs.get("weak_scale", 2.0), guide)
         layers = middle_attention(self.network)
         return perturbed(lambda: passing(layers), inputs.get("attention_scale", 0.0), guide)
+
+    def strength(self, request: Request) -> float:
+        """How much of the picture of `image` is painted anew, where a call says nothing: all."""
+        return float(request.inputs.get("strength", 1.0))
+
+    def begins_at_noise(self, request: Request) -> bool:
+        """Whether a walk begins at pure noise although there is a picture: where the network is told what to keep of it."""
+        return False
+
+    @property
+    def told_mask(self) -> bool:
+        """Whether the network itself is told a mask, so that nothing need be held outside it."""
+        return False
 
     def source(self, request: Request) -> Tensor:
         """The picture of `image`, as it is denoised, for all pictures of the part."""

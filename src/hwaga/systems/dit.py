@@ -99,20 +99,10 @@ class DiT(Diffusion):
 
     def take(self, part: str, network: Any, source: str) -> None:
         """An autoencoder may have another config than the one before it, where its latents have the same channels."""
-        if part != "autoencoder":
-            return super().take(part, network, source)
-        if self.config.autoencoder is None:
-            raise InputError(f"components['autoencoder']={source}: this model denoises pixels and has no use for one")
-        given, before = getattr(network.config, "latent_channels", 0), self.config.autoencoder
-        if not isinstance(network.config, AutoencoderKLConfig) or given != before.latent_channels:
-            raise InputError(
-                f"components['autoencoder']={source}: its latents have {given} channels, this model denoises "
-                f"{before.latent_channels} of an AutoencoderKL"
-            )
-        size = tuple(side * network.config.factor // before.factor for side in self.about.size)
-        self.about = self.about.model_copy(update={"size": size})
-        self.config = self.config.model_copy(update={"autoencoder": network.config})
-        self.networks["autoencoder"] = network
+        if part == "autoencoder":
+            latents.take(self, network, source)
+        else:
+            super().take(part, network, source)
 
     # ------------------------------------------------------------------------------------------- public folders and files
 

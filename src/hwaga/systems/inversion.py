@@ -37,7 +37,7 @@ def inverted(system: Diffusion, request: Request, source: Tensor, grid: Sequence
     if "inversion_label" in inputs and label is not None:
         number = class_number(inputs["inversion_label"], system.label_count(), system.about.classes)
         label = torch.full_like(label, number)
-    conditions = system.conditions(None if label is None else label.to(request.device))
+    conditions = system.conditions(replace(request, label=label))
     said = inputs["inversion"]
     return invert(
         denoiser(system.compute, system.process, conditions),

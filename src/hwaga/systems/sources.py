@@ -46,6 +46,23 @@ def read_mask(given: Any, size: tuple[int, int]) -> Bool[Tensor, "1 1 h w"]:
     return mask >= 0.5
 
 
+def read_depth(given: Any, size: tuple[int, int]) -> Float[Tensor, "1 1 h w"]:
+    """A depth map at (height, width), in numbers of any range, near ones large: a path, a PIL image, or an array or tensor
+    (h, w), (1, h, w) or (3, h, w)."""
+    if isinstance(given, (np.ndarray, Tensor)):
+        depth = torch.as_tensor(given).float()
+        depth = depth[(None,) * (4 - depth.dim())] if depth.dim() < 4 else depth
+        whole = depth.dim() == 4 and depth.shape[0] == 1 and depth.shape[1] in (1, 3)
+        if not whole or not bool(torch.isfinite(depth).all()):
+            raise InputError(f"depth= has shape {tuple(given.shape)}; (h, w) or (1, h, w) of finite numbers is needed")
+        depth = depth.mean(1, keepdim=True)
+    else:
+        depth = read_picture("depth", given).mean(1, keepdim=True)
+    if tuple(depth.shape[2:]) != size:
+        depth = interpolate(depth, size, mode="bicubic", align_corners=False, antialias=True)
+    return depth
+
+
 def kept(pictures: Float[Tensor, "n 3 h w"], image: Any, mask: Any) -> Float[Tensor, "n 3 h w"]:
     """Pictures in [0, 1] whose pixels outside the mask are the source's, bit for bit."""
     if image is None:

@@ -182,8 +182,8 @@ def _asking(network: nn.Module) -> Callable[..., Tensor]:
 
 
 def _latent_consistency(system: Diffusion, batch: Batch, draw: Draw, target: Callable[..., Tensor]) -> Terms:
-    student, conditions = system.config.student, system.conditions(batch.label)
-    null = system.null(conditions) if system.config.network.guidance_width else None
+    student, conditions = system.config.student, system.conditions(batch)
+    null = system.null(conditions, batch) if system.config.network.guidance_width else None
     return latent_consistency(
         system.compute, target, _asking(system.networks["teacher"]), system.process, system.seen(batch, draw), conditions,
         null, draw, places=student.places, scales=student.scales, huber=student.huber, scaling=student.timestep_scaling,
@@ -193,7 +193,7 @@ def _latent_consistency(system: Diffusion, batch: Batch, draw: Draw, target: Cal
 
 def _consistency_tuning(system: Diffusion, batch: Batch, draw: Draw) -> Terms:
     student = system.config.student
-    conditions = system.hidden(system.conditions(batch.label), draw)
+    conditions = system.hidden(system.conditions(batch), batch, draw)
     doublings = min(draw.step // student.every, student.doublings)
     return consistency_tuning(
         system.compute, system.process, system.seen(batch, draw), conditions, draw, doublings=doublings, base=student.base,
@@ -202,11 +202,11 @@ def _consistency_tuning(system: Diffusion, batch: Batch, draw: Draw) -> Terms:
 
 
 def _mean_flow(system: Diffusion, batch: Batch, draw: Draw) -> Terms:
-    student, process, told = system.config.student, system.process, system.conditions(batch.label)
+    student, process, told = system.config.student, system.process, system.conditions(batch)
     assert isinstance(process, RectifiedFlow)
-    conditions, null, hidden = system.hidden(told, draw), None, None
+    conditions, null, hidden = system.hidden(told, batch, draw), None, None
     if told and system.config.null_label:
-        null, hidden = system.null(told), conditions["label"] == system.label_count()
+        null, hidden = system.null(told, batch), conditions["label"] == system.label_count()
     return mean_flow(
         system.compute, process, system.seen(batch, draw), conditions, null, draw, hidden=hidden,
         **student.model_dump(exclude={"kind", "times"}), times=student.times,

@@ -1,0 +1,185 @@
+"""The public folder of Stable Diffusion 1, 2, XL and latent consistency models: its components, and how they go together.
+
+    unet                              UNet2DConditionModel       text_unet.py
+    vae                               AutoencoderKL              autoencoder.py
+    text_encoder, text_encoder_2      CLIP's text halves         text_encoders.py
+    tokenizer, tokenizer_2            files, kept as they are    conditioning/tokenizers.py
+    scheduler                         process and sampling       schedulers.py
+
+Components that judge pictures after they are painted (a safety checker and what it needs), or that nothing here runs, are left
+out, said so, and copied when the model is exported. A component of another model is found by the shapes of its tensors.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..files import write_json
+from . import autoencoder, schedulers, text_encoders, text_unet
+from .folders import PublicFolder
+from .stored import shapes_of
+
+ENCODERS = ("text_encoder", "text_encoder_2")
+TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder", "watermarker", "depth_estimator")
+PIPELINES = (
+    "StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
+    "StableDiffusionInpaintPipelineLegacy", "StableDiffusionDepth2ImgPipeline", "LatentConsistencyModelPipeline",
+    "LatentConsistencyModelImg2ImgPipeline", "StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline",
+    "StableDiffusionXLInpaintPipeline",
+)  # fmt: skip
+"""Public classes whose folders are read here."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """How a kind of model uses its text encoders, and what its published pipeline does when nothing is said."""
+
+    encoders: Mapping[str, Mapping[str, Any]]  # fields of TextEncoderConfig, by component
+    steps: int = 50
+    guidance_scale: float = 7.5
+
+
+PENULTIMATE = {"skip": 1, "final_norm": False}
+SD = Use({"text_encoder": {}})
+LCM = Use({"text_encoder": {}}, steps=4, guidance_scale=8.5)
+XL = Use({"text_encoder": PENULTIMATE, "text_encoder_2": {**PENULTIMATE, "pooled": "projected"}}, guidance_scale=5.0)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a folder holds."""
+
+    network: text_unet.Found
+    codec: autoencoder.Found
+    encoders: Mapping[str, text_encoders.Found]
+    scheduler: dict[str, Any]
+    index: dict[str, Any]
+    use: Use
+    left_out: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def layout(self) -> dict[str, Any]:
+        """All that is needed to write the folder again as it was."""
+        return {
+            "index": self.index, "scheduler": self.scheduler, "unet": self.network.layout, "vae": self.codec.layout,
+            **{name: found.layout for name, found in self.encoders.items()},
+            "left_out": {name: str(place) for name, place in self.left_out.items()},
+        }  # fmt: skip
+
+    def process(self) -> tuple[Any, dict[str, Any]]:
+        """The process, and fields of SamplingConfig."""
+        process, sampling = schedulers.read(self.scheduler, self.network.where)
+        few = sampling["sampler"] == "lcm"
+        return process, {
+            "steps": None if few else self.use.steps,
+            "guidance_scale": self.use.guidance_scale,
+            **sampling,
+        }
+
+
+def use_of(network: Any) -> Use:
+    """How a network of this config uses text encoders."""
+    return XL if network.added_width else LCM if network.guidance_width else SD
+
+
+def read(path: Path) -> Parts:
+    """A pipeline's folder. InputError for a component that is missing, cannot be loaded or belongs to another model."""
+    folder = PublicFolder(path, "unet")
+    for name in ("unet", "vae"):
+        if not (path / name).is_dir():
+            raise InputError(f"{path} has no folder {name!r}, which a Stable Diffusion model needs")
+    network, codec = text_unet.read_component(folder), autoencoder.read_component(folder, "vae")
+    use, encoders = use_of(network.config), {}
+    for name, how in use.encoders.items():
+        if (path / name).is_dir():
+            beside = path / TOKENIZERS[name]
+            encoders[name] = text_encoders.read_component(path / name, beside, **how)
+    if not encoders:
+        raise InputError(f"{path} has no folder 'text_encoder', which a Stable Diffusion model needs")
+    check_together(path, network, codec, encoders)
+    named = {name for name, said in folder.index.items() if isinstance(said, list) and said[0] is not None}
+    left_out = {name: path / name for name in sorted({*named, *LEFT_OUT}) if _is_left_out(path / name)}
+    return Parts(network, codec, encoders, folder.scheduler() or {}, folder.index, use, left_out)
+
+
+def _is_left_out(place: Path) -> bool:
+    read = ("unet", "vae", "scheduler", *ENCODERS, *TOKENIZERS.values())
+    return place.is_dir() and place.name not in read
+
+
+def check_together(path: Path, network: Any, codec: Any, encoders: Mapping[str, Any]) -> None:
+    """InputError where a component is another model's: which tensor has which shape."""
+    held = shapes_of(network.tensors)
+    width = sum(found.config.width for found in encoders.values())
+    keys = next((name for name in held if name.endswith("attn2.to_k.weight")), None)
+    if keys is not None and held[keys][1] != width:
+        theirs = ", ".join(
+            f"{name}: text_model.final_layer_norm.weight {(found.config.width,)}" for name, found in encoders.items()
+        )
+        raise InputError(
+            f"{path}: the components are of different models: unet: {keys} has shape {held[keys]}, so it takes texts of width "
+            f"{held[keys][1]}, but those of {theirs} are {width} wide"
+        )
+    latents, painted = codec.config.latent_channels, network.config.out_channels
+    if latents != painted:
+        taken = shapes_of(codec.tensors)["decoder.conv_in.weight"]
+        raise InputError(
+            f"{path}: the components are of different models: unet: conv_out.weight has shape {held['conv_out.weight']}, so it "
+            f"paints {painted} channels, but vae: decoder.conv_in.weight has shape {taken}, so it takes {latents}"
+        )
+    if network.config.added_width:
+        pooled = encoders["text_encoder_2"].config.pooled_width if "text_encoder_2" in encoders else 0
+        numbers, rest = divmod(network.config.added_width - pooled, network.config.size_width)
+        if not pooled or rest or numbers not in (5, 6):
+            raise InputError(
+                f"{path}: the components are of different models: unet: add_embedding.linear_1.weight has shape "
+                f"{held['add_embedding.linear_1.weight']}, which is not text_encoder_2's pooled width {pooled} and 5 or 6 sizes of "
+                f"{network.config.size_width}"
+            )
+
+
+# --------------------------------------------------------------------------------------------------------------- writing
+
+
+def write(folder: Path, system: Any, latent_size: tuple[int, int]) -> None:
+    """Writes a pipeline's folder into an empty one: as it was loaded, if it was."""
+    layout, networks = system.about.layout, system.networks
+    scheduler = layout.get("scheduler") or schedulers.written(system.config.process, system.config.sampling)
+    text_unet.write_folder(folder / "unet", networks["network"], latent_size, layout.get("unet") or {})
+    (folder / "vae").mkdir()
+    autoencoder.write_folder(folder / "vae", system.autoencoder, system.about.size, layout.get("vae") or {})
+    for name in ENCODERS:
+        if name in networks:
+            text_encoders.write_folder(folder / name, networks[name], layout.get(name) or {})
+            text_encoders.write_tokenizer(folder / TOKENIZERS[name], networks[name])
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    for name, place in (layout.get("left_out") or {}).items():
+        if not Path(place).is_dir():
+            raise InputError(
+                f"{place}: the model's {name} was left there when it was loaded, and is there no more; put it back"
+            )
+        shutil.copytree(place, folder / name)
+    write_json(folder / "model_index.json", layout.get("index") or index_of(system, scheduler))
+
+
+def index_of(system: Any, scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    """model_index.json of a model that was trained here."""
+    xl, names = bool(system.config.network.added_width), [n for n in ENCODERS if n in system.networks]
+    few = bool(system.config.network.guidance_width)
+    index: dict[str, Any] = {"_class_name": PIPELINES[7 if xl else 5 if few else 0]}
+    if xl:
+        index |= {"force_zeros_for_empty_prompt": system.config.zeros_for_empty}
+    else:
+        index |= {"feature_extractor": [None, None], "requires_safety_checker": False, "safety_checker": [None, None]}
+    index["scheduler"] = ["diffusers", scheduler["_class_name"]]
+    for name in names:
+        projected = system.networks[name].config.model.projection > 0
+        index[name] = ["transformers", text_encoders.CLASSES[1 if projected else 0]]
+        index[TOKENIZERS[name]] = ["transformers", "CLIPTokenizer"]
+    return {**index, "unet": ["diffusers", text_unet.CLASS], "vae": ["diffusers", autoencoder.CLASS]}
