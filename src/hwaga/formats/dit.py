@@ -33,6 +33,7 @@ from ..networks.dit import DiTConfig, fixed_positions
 from ..weights.fill import fill
 from .autoencoder import stored, typed
 from .folders import PublicFolder, write_component
+from ..weights.lora import Place as Weight
 from .keys import Assembled, Move, Moved, places, taken_apart
 
 
@@ -113,6 +114,19 @@ def _checked(values: dict[str, Any], where: str) -> DiTConfig:
 def _names(config: DiTConfig) -> list[str]:
     with torch.device("meta"):
         return list(config.build().state_dict())
+
+
+def spelled(network: Any, part: str, table: tuple[Moved, ...]) -> dict[str, Weight]:
+    """{a module's public name: our weight, or the rows of it that are its} by a key table, as files of LoRA name them."""
+    own, found = dict(network.named_parameters()), {}
+    for ours, (names, move, _) in places(own, table, each=network.config.depth).items():
+        if not ours.endswith(".weight") or move not in ("same", "join"):
+            continue
+        rows = own[ours].shape[0] // len(names)
+        for k, name in enumerate(names):
+            held = None if len(names) == 1 else (k * rows, (k + 1) * rows)
+            found[name.removesuffix(".weight")] = Weight(part, ours, held)
+    return found
 
 
 # --------------------------------------------------------------------------------------------------------------- folders

@@ -31,6 +31,7 @@ from ..formats import autoencoder as public_autoencoder
 from ..formats import dit as public
 from ..formats import schedulers
 from ..formats.folders import PublicFolder
+from ..formats.lora import Spelled
 from ..networks.autoencoder import AutoencoderKLConfig
 from ..networks.dit import DiTConfig as NetworkConfig
 from ..processes.flow import FlowConfig
@@ -68,6 +69,7 @@ class DiT(Diffusion):
     paper = "Scalable Diffusion Models with Transformers (arXiv:2212.09748)"
     formats = ("diffusers", "single")
     may_lack = ("autoencoder",)
+    lora_lead = "transformer."
     Config = DiTConfig
 
     # ------------------------------------------------------------------------------------------------- what it is made of
@@ -178,6 +180,16 @@ class DiT(Diffusion):
         })  # fmt: skip
         size = (found.size[0] * codec.factor, found.size[1] * codec.factor)
         return cls(config, {"network": found.network(dtype, device)}, About(size=size, layout={"file": found.layout}))
+
+    def spellings(self) -> Mapping[str, Sequence[Spelled]]:
+        """A LoRA names the weights as the public folder does, the original file, or this library."""
+        own = list(super().spellings()["peft"])  # of the network first
+        try:
+            folder, file = (public.spelled(self.network, "network", table) for table in (public.FOLDER, public.ORIGINAL))
+        except ValueError:  # a network that public layouts have no names for
+            return {"peft": own, "kohya": own}
+        written = [folder, *own[1:]]
+        return {"peft": written, "kohya": written, "original": [file], "own": own}
 
     def to_file(self, path: Path) -> None:
         public.write_file(
