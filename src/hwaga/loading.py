@@ -33,6 +33,12 @@ PIPELINES = {  # public class: system
          "StableDiffusionXLInpaintPipeline"),
         "stable-diffusion",
     ),
+    **dict.fromkeys(
+        ("ControlNetModel", "StableDiffusionControlNetPipeline", "StableDiffusionControlNetImg2ImgPipeline",
+         "StableDiffusionControlNetInpaintPipeline", "StableDiffusionXLControlNetPipeline",
+         "StableDiffusionXLControlNetImg2ImgPipeline", "StableDiffusionXLControlNetInpaintPipeline"),
+        "controlnet",
+    ),
 }  # fmt: skip
 HASHED_BELOW = 64 * 2**20  # files up to this many bytes are held against their hash at each load
 
@@ -81,7 +87,7 @@ def load(
         system = _public(folder, kept, place)
     system.about.name = name
     for part, other in (components or {}).items():
-        _replace(system, part, other, kept, place)
+        system = _replace(system, part, other, kept, place)
     _hold_to_budget(system, memory)
     _prepare(system, compile, dtype == "int8")
     return system
@@ -181,11 +187,13 @@ def _component(
 
     if "source" in entry:
         source, place = _find(str(entry["source"]))
-        file = place / name / "model.safetensors"
+        file = weights_file(place, name)
         if entry.get("sha256") != sha256(file):
             raise InputError(
                 f"{folder}: its {name} is that of {source}, but the weights there are others than it was trained with"
             )
+        if file.parent == place and (lent := _saved(place, dtype, device).lends(name)) is not None:
+            return lent
     else:
         place = inside(folder, within)
         file = place / "model.safetensors"
@@ -198,6 +206,12 @@ def _component(
         beside = {f.name: f.read_bytes() for f in place.iterdir() if f.is_file() and f.name not in own}
         network.files = beside  # type: ignore[assignment]
     return network
+
+
+def weights_file(place: Path, part: str) -> Path:
+    """The file with the weights of a part of a saved model, which may be all that the model is."""
+    inner = place / part / "model.safetensors"
+    return inner if inner.is_file() else place / "model.safetensors"
 
 
 def _public(folder: Path, dtype: torch.dtype, device: torch.device) -> System:
@@ -238,21 +252,29 @@ def _file(
     return system
 
 
-def _replace(system: System, part: str, source: str | Path, dtype: Any, device: Any) -> None:
-    """Puts another model's network in place of one of this system's, or where it has none yet."""
+def _replace(system: System, part: str, source: str | Path, dtype: Any, device: Any) -> System:
+    """Puts another model's network in place of one of this system's, or where it has none yet; the system that then is (with
+    a ControlNet, say, another)."""
     known = [*system.networks, *system.may_lack]
     name, folder = _find(source)
     if folder.is_dir() and system.read_part(part, folder, dtype, device):
-        return
-    if part not in known:
-        raise unknown(f"component of {system.title}", part, known)
+        return system
+    grown = system.grows.get(re.sub(r"_\d+$", "", part)) if part not in known else None
+    if part not in known and grown is None:
+        raise unknown(f"component of {system.title}", part, [*known, *system.grows])
     if folder.is_file():
         other = _file(folder, dtype, device, {})
     else:
         other = (_saved if (folder / "model.json").is_file() else _public)(folder, dtype, device)
-    if part not in other.networks:
+    network = other.lends(part) or other.lends(re.sub(r"_\d+$", "", part))
+    if network is None:
         raise InputError(f"components[{part!r}]={name}: it has no {part}; it has {', '.join(other.networks)}")
-    system.take(part, other.networks[part], name)
+    if grown is not None:
+        from .systems import find
+
+        return find(grown).over(system, {part: network}, {part: other.about.layout.get(part)}, name)
+    system.take(part, network, name)
+    return system
 
 
 # ------------------------------------------------------------------------------------------------------------- what it takes

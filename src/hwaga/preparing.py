@@ -71,7 +71,7 @@ class Prepared:
         from .data import open_data
 
         if split == "held-out" and self.held_out is not None:
-            return replace(self.held_out, beside={})  # the pictures alone: what a network made of them judges nothing
+            return replace(self.held_out, beside={}, extras=())  # the pictures alone: nothing beside them judges
         return open_data(self.recipe.data, split)
 
     def machine(self) -> dict[str, Any]:
@@ -120,6 +120,8 @@ def opened(recipe: Recipe, chosen: Chosen, say: Say, doing: Doing = lambda what:
         start_from(system, recipe.training.start_from, say, recipe.components)
     for network in system.networks.values():
         network.to(chosen.device)
+    if extras := system.data_extras():
+        data, held_out = data.with_extras(extras), None if held_out is None else held_out.with_extras(extras)
     if wanted := system.precomputed():
         data, held_out = _beside(data, held_out, wanted, say, doing)
     return Prepared(recipe, chosen, system, data, held_out)
@@ -199,7 +201,7 @@ def planned(recipe: Recipe, chosen: Chosen, timed: bool) -> Planned:
     found = _memory(recipe, data, chosen, components)
     if found is None:  # no shapes-only form: the real thing
         system = _create(recipe, data, components)
-        stages, sample = {stage.name: stage for stage in system.stages()}, _sample(data, system.precomputed())
+        stages, sample = {stage.name: stage for stage in system.stages()}, _sample(data, system)
         predicted = {name: _predict(recipe, stage, system.networks, sample, chosen) for name, stage in stages.items()}
     else:
         stages, predicted, sample = found
@@ -228,13 +230,13 @@ def _memory(
     from .systems.base import About
 
     cls = find(recipe.system)
-    model = cls.with_components(recipe.model, components)
+    model = cls.with_components(cls.taught(recipe.model, data.every_caption), components)
     full = cls.checked(cls.complete(model, data.config.shape, data.classes))
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             networks = {name: config.build() for name, config in cls.network_configs(full).items()}
         system = cls(full, networks, About(size=data.config.shape, classes=data.classes))
-        stages, sample = {stage.name: stage for stage in system.stages()}, _sample(data, system.precomputed())
+        stages, sample = {stage.name: stage for stage in system.stages()}, _sample(data, system)
         needs = {name: _predict(recipe, stage, networks, sample, chosen) for name, stage in stages.items()}
         return stages, needs, sample
     except InputError:
@@ -265,7 +267,7 @@ def _seconds(recipe: Recipe, system: System, data: Dataset, chosen: Chosen) -> d
     for stage in system.stages():
         config: TrainingConfig = recipe.training.for_stage(stage.name)
         count = min(8, config.batch_size)
-        batch = on(_sample(data, system.precomputed())(count), chosen.device)
+        batch = on(_sample(data, system)(count), chosen.device)
         draw = StepDraw(0, stage.name, config.steps - 1, whole=count, device=chosen.device)
         spent = 0.0
         for objective in stage.objectives:
@@ -297,8 +299,9 @@ def _data(recipe: Recipe) -> tuple[Dataset, Dataset | None]:
     return data, held_out if len(held_out) else None
 
 
-def _sample(data: Dataset, wanted: Mapping[str, Precomputed]) -> MakeBatch:
+def _sample(data: Dataset, system: System) -> MakeBatch:
     """A batch of n pictures of the data, over and over again where it has fewer; zeros for what is computed of each once."""
+    data, wanted = data.with_extras(system.data_extras()), system.precomputed()
 
     def make(n: int) -> Batch:
         batch = data.batch(np.arange(n) % len(data))
@@ -314,8 +317,9 @@ def _create(recipe: Recipe, data: Dataset, components: Mapping[str, nn.Module]) 
     counts = [] if data.labels is None else np.bincount(data.labels, minlength=len(data.classes)).tolist()
     shared = {name: source for name, source in recipe.components.items() if source.startswith("openmoji/")}
     about = {"data": data.config.source, "data_licence": data.licence, "attribution": data.attribution}
-    return find(recipe.system).create(
-        recipe.model, size=data.config.shape, classes=data.classes, label_counts=counts, seed=recipe.training.seed,
+    cls = find(recipe.system)
+    return cls.create(
+        cls.taught(recipe.model, data.every_caption), size=data.config.shape, classes=data.classes, label_counts=counts, seed=recipe.training.seed,
         about={**about, "components": shared}, components=components,
     )  # fmt: skip
 
@@ -328,10 +332,10 @@ def _components(recipe: Recipe) -> dict[str, nn.Module]:
     found, cls = {}, find(recipe.system)
     for name, source in recipe.components.items():
         other, part = load(source, device="cpu", dtype="float32"), cls.stands_for.get(name, name)
-        if part not in other.networks:
+        if (network := other.lends(part)) is None:
             raise InputError(
                 f"components.{name}={source!r} has no network {part!r}; it has {', '.join(other.networks)}"
             )
         cls.check_component(recipe.model, name, other)
-        found[name] = other.networks[part].requires_grad_(False)
+        found[name] = network.requires_grad_(False)
     return found

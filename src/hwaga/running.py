@@ -151,7 +151,7 @@ def _session(folder: Path, recipe: Recipe, prepared: Prepared, processes: World,
 
     return Session(
         folder=folder, stages=system.stages(), config=_training(recipe), data=prepared.data, order=Order, save=keep,
-        held_out=prepared.held_out, preview=system.preview, score=_score(recipe, prepared), report=report,
+        held_out=prepared.held_out, preview=system.preview if system.paints else None, score=_score(recipe, prepared), report=report,
         about={"recipe": recipe.fingerprint(), "data": prepared.data.fingerprint, **prepared.machine()},
         device=prepared.chosen.device, dtype=prepared.chosen.dtype, world=processes, progress=progress,
     )  # fmt: skip
@@ -350,6 +350,7 @@ def evaluate(
     metrics: tuple[str, ...] = ("fid", "kid", "prdc"),
     features: Any = None,
     *,
+    clip: Any = None,
     sampling: Mapping[str, Any] | None = None,
     training: Any = None,
     progress: Any = None,
@@ -360,7 +361,9 @@ def evaluate(
     w) in [0, 1]; a model paints n pictures (500 if None) from `seed`, with `sampling` as keywords of `sample`.
     reference: a source of data ("openmoji", a folder), a DataConfig or a Dataset; `split` is the part of it that is
     compared with. training: the Dataset that memorisation is measured against; None: the train split of the reference.
+    clip: who judges `retrieval` and `clip_score` of a model that takes prompts, which is then asked for what captions of the
+    training pictures say: a shipped name, a folder that transformers loads; None: openmoji/clip-judge.
     """
     from .measuring import measure
 
-    return measure(samples, reference, split, n, seed, tuple(metrics), features, sampling or {}, training, progress)
+    return measure(samples, reference, split, n, seed, tuple(metrics), features, sampling or {}, training, progress, clip)

@@ -102,13 +102,13 @@ def _reference(system: System, name: str) -> dict[str, str] | None:
     source = system.about.components.get(name)
     if source not in loading.shipped():
         return None
-    there = load(source, device="cpu", dtype="float32").networks.get(name)
+    there = load(source, device="cpu", dtype="float32").lends(name)
     own = system.networks[name].state_dict()
     if there is None or there.config != system.networks[name].config:
         return None
     if not all(torch.equal(value, own[key].cpu()) for key, value in there.state_dict().items()):
         return None
-    return {"source": source, "sha256": sha256(loading.SHIPPED / source / name / "model.safetensors")}
+    return {"source": source, "sha256": sha256(loading.weights_file(loading.SHIPPED / source, name))}
 
 
 def _weights_hash(entry: Mapping[str, Any]) -> str:

@@ -37,7 +37,7 @@ from .prompting import Prompt, listed_prompts
 from .sources import kept
 
 INPUTS = (
-    "label", "image", "mask", "strength", "fit_image", "keep_unmasked", "control", "prompt", "negative_prompt",
+    "label", "image", "mask", "strength", "fit_image", "keep_unmasked", "control", "control_scale", "prompt", "negative_prompt",
 )  # kept as they were given  # fmt: skip
 COMMON = ("n", "size", "seed", "noise", "callback", "output", "progress")  # what every system takes
 
@@ -139,6 +139,7 @@ class System(TakesLora):
     may_lack: ClassVar[
         tuple[str, ...]
     ] = ()  # networks that a public file may hold nothing of: `components=` gives them
+    grows: ClassVar[Mapping[str, str]] = {}  # parts that make another system of this one, which has a method `over`
     paints: ClassVar[bool] = True  # False: a part of painters, trained and measured as they are, that is asked for no pictures
     flat: ClassVar[bool] = False  # True: its one network lies in the model's folder itself, as other programs want it
     Config: ClassVar[type[BaseModel]]
@@ -319,6 +320,10 @@ class System(TakesLora):
         if network.config != self.networks[part].config:
             raise InputError(f"components[{part!r}]={source}: its {part} has another config than this model's")
         self.networks[part] = network
+
+    def lends(self, part: str) -> nn.Module | None:
+        """The network that another model may take as its `part`; None where there is none of that name."""
+        return self.networks.get(part)
 
     def read_part(self, part: str, place: Path, dtype: torch.dtype, device: torch.device) -> bool:
         """Takes a component that is no model of its own (a tokenizer, a text encoder) from a folder; False where it is none."""
