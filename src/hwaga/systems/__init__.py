@@ -23,6 +23,7 @@ ROOMS = {
     "stylegan": ("stylegan", "StyleGAN"),
     "dit": ("dit", "DiT"),
     "stable-diffusion": ("stable_diffusion", "StableDiffusion"),
+    "controlnet": ("controlnet", "ControlNet"),
 }  # name: (module, class)
 PARTS = {"clip": ("clip", "CLIP")}
 """What is trained by a recipe as the systems are and is a part of them: it paints nothing, and `systems()` leaves it out."""

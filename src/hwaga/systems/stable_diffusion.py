@@ -86,8 +86,9 @@ class StableDiffusion(Words, Diffusion):
 
     name, title, year = "stable-diffusion", "Stable Diffusion", 2021
     paper = "High-Resolution Image Synthesis with Latent Diffusion Models (arXiv:2112.10752)"
-    formats = ("diffusers",)
-    may_lack = ("autoencoder", "text_encoder", "text_encoder_2")
+    formats: ClassVar[tuple[str, ...]] = ("diffusers",)
+    may_lack: ClassVar[tuple[str, ...]] = ("autoencoder", "text_encoder", "text_encoder_2")
+    grows: ClassVar[Mapping[str, str]] = {"controlnet": "controlnet"}
     takes: ClassVar[tuple[str, ...]] = (
         "prompt", "negative_prompt", "steps", "sampler", "sampler_options", "guidance_scale", "image", "mask", "strength",
         "fit_image", "keep_unmasked",

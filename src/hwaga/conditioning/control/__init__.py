@@ -29,6 +29,7 @@ class Kind:
     make: Callable[..., Tensor]
     line: str  # what it shows, for a list
     public: str = ""  # public models that take it
+    grey: bool = False  # its three channels are the same
 
     @cached_property
     def options(self) -> dict[str, Option]:
@@ -42,13 +43,21 @@ class Kind:
 
 
 KINDS: Mapping[str, Kind] = {
-    "canny": Kind(edges.canny, "thin white edges on black, as OpenCV finds them", "sd15_canny, sd21_canny, sdxl canny"),
-    "lineart": Kind(edges.lineart, "white lines on black, the brighter the darker the stroke", "sd15_lineart"),
-    "scribble": Kind(edges.scribble, "thick white strokes on black", "sd15_scribble"),
-    "softedge": Kind(edges.softedge, "soft grey edges on black, by gradients (no network)", "sd15_softedge, sd15_hed"),
-    "mlsd": Kind(edges.mlsd, "straight white lines on black", "sd15_mlsd"),
-    "invert": Kind(edges.invert, "a drawing in black on white, as white on black", "all that take lines"),
-    "silhouette": Kind(regions.silhouette, "the object white, the background black", "openmoji/controlnet-silhouette"),
+    "canny": Kind(
+        edges.canny, "thin white edges on black, as OpenCV finds them", "sd15_canny, sd21_canny, sdxl canny", grey=True
+    ),
+    "lineart": Kind(
+        edges.lineart, "white lines on black, the brighter the darker the stroke", "sd15_lineart", grey=True
+    ),
+    "scribble": Kind(edges.scribble, "thick white strokes on black", "sd15_scribble", grey=True),
+    "softedge": Kind(
+        edges.softedge, "soft grey edges on black, by gradients (no network)", "sd15_softedge, sd15_hed", grey=True
+    ),
+    "mlsd": Kind(edges.mlsd, "straight white lines on black", "sd15_mlsd", grey=True),
+    "invert": Kind(edges.invert, "a drawing in black on white, as white on black", "all that take lines", grey=True),
+    "silhouette": Kind(
+        regions.silhouette, "the object white, the background black", "openmoji/controlnet-silhouette", grey=True
+    ),
     "segmentation": Kind(regions.segmentation, "areas in the colours of ADE20K's classes", "sd15_seg"),
     "colours": Kind(regions.colours, "large blocks of the mean colour", "adapters of colour"),
     "tile": Kind(regions.tile, "the picture itself, or what is left of it when small", "sd15_tile"),
@@ -57,7 +66,9 @@ KINDS: Mapping[str, Kind] = {
     "pose": Kind(
         pose.pose, "skeletons in OpenPose's colours on black, from keypoints", "sd15_openpose, sd21_openposev2"
     ),
-    "depth": Kind(depth.depth, "near white, far black, by a depth-estimation model", "sd15_depth, sdxl depth"),
+    "depth": Kind(
+        depth.depth, "near white, far black, by a depth-estimation model", "sd15_depth, sdxl depth", grey=True
+    ),
     "normals": Kind(
         depth.normals, "red faces left, green up, blue the viewer, from depth", "sd15_normalbae, sd_normal"
     ),
