@@ -107,3 +107,28 @@ def test_the_targets_of_the_paper_are_attentions_in_both_kinds_of_network():
     assert all(name.rpartition("attentions")[1] for name in adapter.pairs())
     dit = AdapterConfig(network=DiTConfig(width=16, depth=1, heads=2, patch=4)).build()
     assert set(dit.pairs()) == {"blocks.0.attention.qkv", "blocks.0.attention.out"}
+
+
+def test_it_reaches_every_layer_of_a_network_that_reads_words():
+    from hwaga.networks.text_unet import TextUNetConfig
+
+    config = TextUNetConfig(
+        channels=(8, 8), attention=(True, False), depth=(1, 1), heads=(2, 2), blocks=1, text_width=6, groups=4
+    )
+    network, adapter = made(config, targets=("all",))
+    turned_on(adapter)
+    merged = copy.deepcopy(network)
+    g = torch.Generator().manual_seed(4)
+    told = (torch.randn(2, 4, 8, 8, generator=g), torch.tensor([3.0, 7.0]), torch.randn(2, 5, 6, generator=g))
+    with torch.no_grad():
+        network(*told)  # keys and values of the text are kept; they are made anew when weights change
+        merged(*told)
+        pairs = adapter.pairs().items()
+        changes = {Place("network", f"{n}.weight"): Change(LowRank(a.detach(), b.detach())) for n, (a, b) in pairs}
+        Loras({"network": merged}).add("a", changes, 1.0)
+        expected = merged(*told)
+    adapter.attach(network)
+    network(*told).square().sum().backward()
+    dead = [name for name, p in adapter.named_parameters() if p.grad is None or not p.grad.any()]
+    assert dead == [], dead
+    torch.testing.assert_close(network(*told).detach(), expected, atol=1e-5, rtol=1e-4)

@@ -22,7 +22,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, scaled_dot_product_attention
 
-from .conv import Conv2d
 
 NORM_EPS = 1e-5  # of the layer norms inside blocks
 ENTRY_EPS = 1e-6  # of the group norm where a map enters
@@ -94,6 +93,10 @@ class CrossAttention(Attention):
             kept = self._kept = _Kept(weakref.ref(text), weights, text._version, k, v)
         return kept.keys, kept.values
 
+    def forget(self) -> None:
+        """Drops what is kept: for whoever changes weights without writing to them."""
+        self._kept = None
+
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         self._kept = None
         return super()._apply(*args, **kwargs)
@@ -147,6 +150,18 @@ class TransformerBlock(nn.Module):
         return x + self.ff(self.norm3(x))
 
 
+class PlaceConv2d(nn.Conv2d):
+    """A 1 x 1 convolution, as the product that it is on the tokens of places (n, l, c)."""
+
+    on_tokens = True
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__(channels, out_channels, 1)
+
+    def forward(self, tokens: Float[Tensor, "n l c"]) -> Float[Tensor, "n l o"]:
+        return linear(tokens, self.weight.flatten(1), self.bias)
+
+
 class SpatialTransformer(nn.Module):
     """See the top of this file. linear: the ways in and out are linear layers (SD 2, XL), else 1 x 1 convolutions (SD 1): the
     same arithmetic, stored otherwise."""
@@ -154,20 +169,13 @@ class SpatialTransformer(nn.Module):
     def __init__(self, channels: int, text_width: int, heads: int, *, depth: int, groups: int, linear: bool) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(groups, channels, eps=ENTRY_EPS)
-        self.proj_in: nn.Module = nn.Linear(channels, channels) if linear else Conv2d(channels, channels, 1)
+        projection = nn.Linear if linear else PlaceConv2d
+        self.proj_in: nn.Module = projection(channels, channels)
         self.transformer_blocks = nn.ModuleList(TransformerBlock(channels, text_width, heads) for _ in range(depth))
-        self.proj_out: nn.Module = nn.Linear(channels, channels) if linear else Conv2d(channels, channels, 1)
+        self.proj_out: nn.Module = projection(channels, channels)
 
     def forward(self, x: Float[Tensor, "n c h w"], text: Float[Tensor, "n m s"]) -> Float[Tensor, "n c h w"]:
-        tokens = _each_place(self.proj_in, rearrange(self.norm(x), "n c h w -> n (h w) c"))
+        tokens = self.proj_in(rearrange(self.norm(x), "n c h w -> n (h w) c"))
         for block in self.transformer_blocks:
             tokens = block(tokens, text)
-        out = _each_place(self.proj_out, tokens)
-        return x + rearrange(out, "n (h w) c -> n c h w", h=x.shape[2])
-
-
-def _each_place(layer: nn.Module, tokens: Float[Tensor, "n l c"]) -> Float[Tensor, "n l o"]:
-    """A linear layer, or a 1 x 1 convolution as the product that it is."""
-    if isinstance(layer, nn.Conv2d):
-        return linear(tokens, layer.weight.flatten(1), layer.bias)
-    return layer(tokens)
+        return x + rearrange(self.proj_out(tokens), "n (h w) c -> n c h w", h=x.shape[2])

@@ -24,7 +24,7 @@ from torch import nn
 from ..errors import InputError, unknown
 from ..formats import lora as files
 from ..networks.adapter import Adapter
-from ..weights.lora import Change, Loras, LowRank, Place
+from ..weights.lora import Change, Loras, LowRank, Place, forget
 from ..weights.quantised import is_quantised
 
 STYLES = ("peft", "kohya")
@@ -120,6 +120,8 @@ class TakesLora:
         self._known(name)
         if name == TRAINED and self._adapter is not None:
             self._adapter.scale = float(scale)
+            for module in self._adapter.pairs():
+                forget(self.networks["network"], module)
         else:
             self._loras.scale(name, scale)
 

@@ -231,6 +231,14 @@ class Loras:
                     total = there.float().clone() if total is None else total
                     total[rows] += one.scale * change.delta(there[rows])
             parameter.data = there if total is None else total.to(parameter.dtype)
-            owner = network.get_submodule(name.rpartition(".")[0])
-            if hasattr(owner, "forget"):  # what a convolution keeps of its weights
-                owner.forget()  # type: ignore[operator]
+            forget(network, name.rpartition(".")[0])
+
+
+def forget(network: nn.Module, module: str) -> None:
+    """Lets a module of a network, and those that it is a part of, drop what they keep of their weights: a convolution's
+    transform, the keys and values of a text."""
+    while module:
+        owner = network.get_submodule(module)
+        if hasattr(owner, "forget"):
+            owner.forget()  # type: ignore[operator]
+        module = module.rpartition(".")[0]
