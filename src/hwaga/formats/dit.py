@@ -31,9 +31,9 @@ from ..errors import InputError, first_mistake
 from ..files import write_tensors
 from ..networks.dit import DiTConfig, fixed_positions
 from ..weights.fill import fill
+from ..weights.lora import Place as Weight
 from .autoencoder import stored, typed
 from .folders import PublicFolder, write_component
-from ..weights.lora import Place as Weight
 from .keys import Assembled, Move, Moved, places, taken_apart
 
 

@@ -118,6 +118,9 @@ class Assembled(Mapping[str, Tensor]):
             raise InputError(f"{file} lacks {_some(missing)}, which its other tensors ask for")
         if foreign := sorted(known.keys() - needed - set(skipped)):
             raise InputError(f"{file} holds {_some(foreign)}, for which this model has no place")
+        kinds: Mapping[str, torch.dtype] | None = getattr(tensors, "dtypes", None)
+        if kinds is not None:
+            self.dtypes = {ours: kinds[place.names[0]] for ours, place in where.items()}
         self.shapes = {}
         for ours, (names, move, part) in where.items():
             first = known[names[0]]

@@ -22,23 +22,25 @@ import json
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..conditioning.text_encoders import TextEncoderConfig
 from ..errors import InputError, first_mistake
 from ..files import write_tensors
 from ..networks.autoencoder import AutoencoderKLConfig
 from ..networks.clip_text import ClipTextConfig
 from ..networks.text_unet import TextUNetConfig
-from ..weights.fill import fill
+from ..weights.lora import Place
 from ..weights.mapped import Renamed
-from . import autoencoder
+from . import autoencoder, schedulers, stable_diffusion, text_encoders, text_unet
 from .keys import Assembled, Moved, places, taken_apart
+from .stored import as_stored, dtypes_of
 
 UNET, EMA, CODEC = "model.diffusion_model.", "model_ema.", "first_stage_model."
 HEADER = "hwaga"  # the key of a safetensors header under which our own files say what tensors do not
@@ -378,65 +380,80 @@ def text_config(shapes: Mapping[str, tuple[int, ...]], encoder: Encoder, layers:
 
 # ---------------------------------------------------------------------------------------------------------------- the file
 
-
-class Part(NamedTuple):
-    """One network of a file."""
-
-    config: Any
-    tensors: Mapping[str, Tensor]  # under our names
-    where: str
-
-    def network(self, dtype: torch.dtype, device: torch.device) -> nn.Module:
-        return fill(self.config, self.tensors, self.where, dtype, device)
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+_ENDS_ABOVE = {"set_alpha_to_one": False, "steps_offset": 1, "clip_sample": False}
+SCHEDULERS: dict[str, dict[str, Any]] = {
+    "1": {"_class_name": "PNDMScheduler", **BETAS, **_ENDS_ABOVE, "skip_prk_steps": True},
+    "2": {"_class_name": "DDIMScheduler", **BETAS, **_ENDS_ABOVE},
+    "xl": {"_class_name": "EulerDiscreteScheduler", **BETAS, **_ENDS_ABOVE, "timestep_spacing": "leading"},
+    "lcm": {"_class_name": "LCMScheduler", **BETAS, "clip_sample": False},
+}
+"""The scheduler of a family's published folder."""
+SIDES = {"1": 64, "2": 64, "xl": 128}  # of latents; SD 2 with v-prediction was trained at 96
+SCALES = {"1": 0.18215, "2": 0.18215, "xl": 0.13025}
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a file holds."""
+class FileParts(stable_diffusion.Parts):
+    """What a file holds, as a folder's parts."""
 
-    family: str  # "1", "2", "xl"
-    parts: dict[str, Part]  # network, autoencoder (where it is there), text_encoder, text_encoder_2
-    said: Said
-    predicts: str
-    header: dict[str, Any] | None  # what hwaga wrote into its own file
-    layout: dict[str, Any] = field(default_factory=dict)
+    family: str = "1"
+    zeros_for_empty: bool | None = None
+
+    @property
+    def layout(self) -> dict[str, Any]:
+        return {**{name: value for name, value in super().layout.items() if value}, "family": self.family}
+
+    @property
+    def empty_is_zeros(self) -> bool:
+        return super().empty_is_zeros if self.zeros_for_empty is None else self.zeros_for_empty
 
 
-def read_file(path: Path, tensors: Mapping[str, Tensor]) -> Found:
+def read_file(path: Path, tensors: Mapping[str, Tensor]) -> FileParts:
     """A file that `is_stable_diffusion` knows. Every tensor is of one of its networks, or knowingly left out, or named in an
-    InputError."""
-    family = family_of(tensors) or "1"
+    InputError. Tokenizers are in no such file."""
+    family, where = family_of(tensors) or "1", str(path)
     shapes = getattr(tensors, "shapes", None) or {name: tuple(value.shape) for name, value in tensors.items()}
-    said, header = yaml_beside(path) or Said(), own_header(tensors, path)
-    own = {name: value for name, value in (header or {}).get("networks", {}).items() if isinstance(value, dict)}
-    where, used = str(path), set()
-    below = lambda prefix: [name.removeprefix(prefix) for name in shapes if name.startswith(prefix)]  # noqa: E731
-    inner = {name: shapes[UNET + name] for name in below(UNET)}
+    said, header = yaml_beside(path) or Said(), own_header(tensors, path) or {}
+    own: dict[str, Any] = header.get("networks") if isinstance(header.get("networks"), dict) else {}
+    used: set[str] = set()
+    below = lambda prefix: {n.removeprefix(prefix): s for n, s in shapes.items() if n.startswith(prefix)}  # noqa: E731
+    inner = below(UNET)
     config = _told(TextUNetConfig, own.get("network"), where) or unet_config(inner, family, said, where)
-    parts = {"network": Part(config, _unet(tensors, inner, config, where), where)}
+    unet = _unet(tensors, inner, config, where)
     used |= {UNET + name for name in inner}
-    kept = [n for n in below(CODEC) if not SKIPPED.fullmatch(CODEC + n)]
-    if kept:
-        ours = autoencoder.from_ldm(tensors, CODEC, kept)
-        codec = _told(AutoencoderKLConfig, own.get("autoencoder"), where) or autoencoder.config_of(ours, where)
-        scale = said.scale or (header or {}).get("scale") or (0.13025 if family == "xl" else 0.18215)
-        shift, factor = autoencoder.scaling({"scaling_factor": scale}, codec.latent_channels)
-        whole = Renamed(ours, {name: name for name in ours}, more={"shift": shift, "scale": factor})
-        parts["autoencoder"] = Part(codec, whole, where)
+    codec = None
+    if kept := [n for n in below(CODEC) if not SKIPPED.fullmatch(CODEC + n)]:
+        codec = _codec(tensors, kept, own.get("autoencoder"), header.get("latents") or said.scale or SCALES[family], where)
         used |= {CODEC + name for name in kept}
+    use = stable_diffusion.use_of(config)
+    encoders = {}
     for name, encoder in ENCODERS[family].items():
-        inner = {one: shapes[encoder.prefix + one] for one in below(encoder.prefix)}
+        inner = below(encoder.prefix)
         original = "text_projection" in inner  # as OpenCLIP has it; public converters write what is used of it alone
         penultimate = family == "2" and (original if said.last_layer is None else not said.last_layer)
-        parts[name], taken = _text(tensors, inner, encoder, own.get(name), penultimate, where)
+        how = use.encoders.get(name, {})
+        encoders[name], taken = _text(tensors, inner, encoder, own.get(name), how, penultimate, where)
         used |= taken
     if foreign := sorted(name for name in shapes if name not in used and not SKIPPED.fullmatch(name)):
         more = f" and {len(foreign) - 1} more tensors" if len(foreign) > 1 else ""
         raise InputError(f"{path} holds the tensor {foreign[0]}{more}, for which a Stable Diffusion has no place")
-    kinds = getattr(tensors, "dtypes", None) or {name: value.dtype for name, value in tensors.items()}
-    layout = {"family": family, "dtypes": _dtypes({name: kinds[name] for name in used})}
-    told = (header or {}).get("predicts") or predicts(family, said, tensors, config.in_channels)
-    return Found(family, parts, said, told, header, layout)
+    kind = predicts(family, said, tensors, config.in_channels)
+    scheduler = header.get("scheduler") or _scheduler("lcm" if config.guidance_width else family, said, kind)
+    side = 96 if family == "2" and kind == "v" else SIDES[family]
+    size = header.get("size") or (side, side)
+    network = text_unet.Found(config, unet, where, (int(size[0]), int(size[1])), {"dtypes": dtypes_of(unet)})
+    return FileParts(
+        network, codec, encoders, scheduler, {}, use, family=family, zeros_for_empty=header.get("zeros_for_empty")
+    )
+
+
+def _scheduler(kind: str, said: Said, predicts: str) -> dict[str, Any]:
+    """The scheduler of a family, with what a `.yaml` says otherwise."""
+    told = {"beta_start": said.beta_start, "beta_end": said.beta_end, "num_train_timesteps": said.timesteps}
+    prediction = next(public for public, ours in schedulers.PREDICTIONS.items() if ours == predicts)
+    given = {name: value for name, value in told.items() if value is not None}
+    return {**SCHEDULERS[kind], **given, "prediction_type": prediction}
 
 
 def _told(kind: type[Any], values: Mapping[str, Any] | None, where: str) -> Any:
@@ -450,80 +467,116 @@ def _told(kind: type[Any], values: Mapping[str, Any] | None, where: str) -> Any:
 
 
 def _unet(tensors: Mapping[str, Tensor], inner: Mapping[str, Any], config: TextUNetConfig, where: str) -> Renamed:
-    """The U-Net under our names; a projection that was saved as a matrix where the config has a convolution, or the other way
-    round, is the same numbers."""
+    """The U-Net under our names."""
     with torch.device("meta"):
-        needed = {name: tuple(value.shape) for name, value in config.build().state_dict().items()}
+        needed = list(config.build().state_dict())
     names = unet_names(needed, config)
     if missing := sorted(set(names.values()) - inner.keys()):
         raise InputError(f"{where} lacks the tensor {UNET}{missing[0]}, which its other tensors ask for")
     if foreign := sorted(inner.keys() - set(names.values())):
         raise InputError(f"{where} holds the tensor {UNET}{foreign[0]}, for which its U-Net has no place")
-    flat = [ours for ours, old in names.items() if len(inner[old]) == 4 and len(needed[ours]) == 2]
-    return Renamed(tensors, {ours: UNET + old for ours, old in names.items()}, flat)
+    return Renamed(tensors, {ours: UNET + old for ours, old in names.items()})
+
+
+def _codec(
+    tensors: Mapping[str, Tensor], kept: list[str], told: Mapping[str, Any] | None, latents: Any, where: str
+) -> autoencoder.Found:  # fmt: skip
+    """The autoencoder. latents: its scale, or the fields of a public config that say scale and shift."""
+    ours = autoencoder.from_ldm(tensors, CODEC, kept)
+    config = _told(AutoencoderKLConfig, told, where) or autoencoder.config_of(ours, where)
+    public = latents if isinstance(latents, dict) else {"scaling_factor": latents}
+    shift, scale = autoencoder.scaling(public, config.latent_channels)
+    layout = {"dtype": autoencoder.stored(ours)}
+    whole = Renamed(ours, {name: name for name in ours}, more={"shift": shift, "scale": scale})
+    return autoencoder.Found(config, whole, where, (0, 0), layout)
 
 
 def _text(
     tensors: Mapping[str, Tensor], inner: Mapping[str, tuple[int, ...]], encoder: Encoder, told: Mapping[str, Any] | None,
-    penultimate: bool, where: str,
-) -> tuple[Part, set[str]]:  # fmt: skip
+    how: Mapping[str, Any], penultimate: bool, where: str,
+) -> tuple[text_encoders.Found, set[str]]:  # fmt: skip
     """A text encoder, and the names in the file that it takes. penultimate: its last layer is not used, and left out."""
     block = "transformer.resblocks" if encoder.open_clip else "text_model.encoder.layers"
-    layers = 1 + max(
-        (int(m[1]) for name in inner if (m := re.match(rf"{re.escape(block)}\.(\d+)\.", name))), default=-1
-    )
-    config = _told(ClipTextConfig, told, where) or text_config(inner, encoder, layers - penultimate, where)
-    if encoder.prefix.startswith("cond_stage_model.model."):
-        config = config.model_copy(update={"projection": 0})  # SD 2 uses no pooled text
+    layers = 1 + max((int(m[1]) for name in inner if (m := re.match(rf"{re.escape(block)}\.(\d+)\.", name))), default=-1)
+    config = _told(TextEncoderConfig, told, where)
+    if config is None:
+        model = text_config(inner, encoder, layers - penultimate, where)
+        if encoder.prefix.startswith("cond_stage_model.model."):
+            model = model.model_copy(update={"projection": 0})  # SD 2 uses no pooled text
+        config = _told(TextEncoderConfig, {"model": model, "length": model.positions, **how}, where)
     with torch.device("meta"):
         needed = list(config.build().state_dict())
     table = OPEN_CLIP if encoder.open_clip else (Moved("{path}", ("{path}",)),)
     spots = places(needed, table)
-    taken = {encoder.prefix + name for spot in spots.values() for name in spot.names}
-    beyond = {n for n in inner if re.match(rf"{re.escape(block)}\.{config.layers}\.", n)} if penultimate else set()
+    beyond = {n for n in inner if re.match(rf"{re.escape(block)}\.{config.model.layers}\.", n)} if penultimate else set()
     below = Renamed(tensors, {name: encoder.prefix + name for name in inner})
     skipped = [name for name in inner if SKIPPED.fullmatch(encoder.prefix + name)]
     ours = Assembled(below, spots, where, [*skipped, *beyond])
-    return Part(config, ours, where), taken | {encoder.prefix + name for name in beyond}
-
-
-def _dtypes(kinds: Mapping[str, torch.dtype]) -> Any:
-    """The one dtype of all tensors, or that of each."""
-    names = {name: str(kind).removeprefix("torch.") for name, kind in kinds.items()}
-    return names if len(set(names.values())) > 1 else next(iter(names.values()), None)
+    taken = {encoder.prefix + name for spot in spots.values() for name in spot.names}
+    found = text_encoders.Found(config, ours, where, {"dtypes": dtypes_of(ours)})
+    return found, taken | {encoder.prefix + name for name in beyond}
 
 
 # ----------------------------------------------------------------------------------------------------------------- writing
 
 
-def write_file(
-    path: Path, networks: Mapping[str, nn.Module], family: str, layout: Mapping[str, Any], told: Mapping[str, Any]
-) -> None:  # fmt: skip
-    """Writes one safetensors file under the original names, in the dtypes that were loaded. told: what goes into the header
-    beside the configs of the networks."""
-    tensors = public_tensors(networks, family)
-    dtypes = layout.get("dtypes")
-    if dtypes:
-        of = dtypes if isinstance(dtypes, dict) else dict.fromkeys(tensors, dtypes)
-        tensors = {
-            n: v.to(getattr(torch, of[n])) if n in of and v.is_floating_point() else v for n, v in tensors.items()
-        }
-    configs = {name: network.config.model_dump(mode="json") for name, network in networks.items()}  # type: ignore[union-attr,operator]
-    header = {"family": family, "networks": configs, **told}
-    write_tensors(path, tensors, {"format": "pt", HEADER: json.dumps(header, sort_keys=True)})
+def spelled(network: Any) -> dict[str, Place]:
+    """{a module's original name: our weight}, as files of LoRA for XL name them."""
+    weights = [n.removesuffix(".weight") for n, p in network.named_parameters() if n.endswith(".weight") and p.dim() > 1]
+    return {old: Place("network", f"{ours}.weight") for ours, old in unet_names(weights, network.config).items()}
 
 
-def public_tensors(networks: Mapping[str, Any], family: str) -> dict[str, Tensor]:
-    """The tensors of a file of these networks, under the original names."""
-    unet = networks["network"]
-    own = unet.state_dict()
+def write_file(path: Path, system: Any) -> None:
+    """Writes one safetensors file under the original names, in the dtypes that were loaded; what tensors do not say goes into
+    its header. InputError for networks that have no such names."""
+    networks, layout, config = system.networks, system.about.layout, system.config
+    family = family_to_write(system)
+    configs = {name: networks[name].config.model_dump(mode="json") for name in (*ENCODERS[family], "network", "autoencoder")}
+    public = autoencoder.public_config(networks["autoencoder"], system.about.size)
+    fields = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+    side = system.shape(system.about.size)[1:]
+    header = {
+        "family": family, "networks": configs, "size": list(side), "zeros_for_empty": config.zeros_for_empty,
+        "scheduler": layout.get("scheduler") or schedulers.written(config.process, config.sampling),
+        "latents": {name: public[name] for name in fields if public[name] is not None},
+    }  # fmt: skip
+    said = {"format": "pt", HEADER: json.dumps(header, sort_keys=True)}
+    write_tensors(path, public_tensors(networks, family, layout), said)
+
+
+def family_to_write(system: Any) -> str:
+    """"1", "2" or "xl": how a model's single file is named. InputError where there is no such."""
+    unet, encoders = system.config.network, system.config.encoders
+    if system.config.autoencoder is None or "autoencoder" not in system.networks:
+        raise InputError("a single file of Stable Diffusion holds its autoencoder, which this model has not")
+    if unet.span or unet.time_scale != 1 or not unet.middle:
+        raise InputError("this network is no Stable Diffusion of the original authors, so there is no single file of it")
+    if lost := [name for name in encoders if name not in system.networks] or not encoders:
+        raise InputError(f"a single file of Stable Diffusion holds its text encoders; this model came without {lost or 'any'}")
+    loaded = system.about.layout.get("family")
+    if loaded:
+        return str(loaded)
+    if unet.added_width:
+        if set(encoders) != {"text_encoder", "text_encoder_2"}:
+            raise InputError("a single file of Stable Diffusion XL holds two text encoders; of the refiner there is none here")
+        return "xl"
+    return "2" if encoders["text_encoder"].model.activation == "gelu" else "1"
+
+
+def public_tensors(networks: Mapping[str, Any], family: str, layout: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a file of these networks, under the original names and in the dtypes that they were stored in."""
+    unet, codec = networks["network"], networks["autoencoder"]
+    own = as_stored(unet.state_dict(), (layout.get("unet") or {}).get("dtypes"))
     found = {UNET + old: own[ours] for ours, old in unet_names(own, unet.config).items()}
-    if "autoencoder" in networks:
-        codec = networks["autoencoder"]
-        plain = {name: value for name, value in codec.state_dict().items() if name not in autoencoder.BUFFERS}
-        found |= {CODEC + name: v for name, v in autoencoder.to_ldm(plain, len(codec.config.channels)).items()}
+    plain = {name: value for name, value in codec.state_dict().items() if name not in autoencoder.BUFFERS}
+    plain = autoencoder.typed(plain, layout.get("vae") or {})
+    found |= {CODEC + name: v for name, v in autoencoder.to_ldm(plain, len(codec.config.channels)).items()}
     for name, encoder in ENCODERS[family].items():
-        own = networks[name].state_dict()
+        dtypes = {
+            n if n == "" or n.startswith(("text_model.", "text_projection")) else f"text_model.{n}": kind
+            for n, kind in ((layout.get(name) or {}).get("dtypes") or {}).items()
+        }
+        own = as_stored(networks[name].state_dict(), dtypes)
         table = OPEN_CLIP if encoder.open_clip else (Moved("{path}", ("{path}",)),)
         found |= {encoder.prefix + n: v for n, v in taken_apart(own, places(own, table)).items()}
     return found

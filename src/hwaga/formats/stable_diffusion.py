@@ -56,7 +56,7 @@ class Parts:
     """What a folder holds."""
 
     network: text_unet.Found
-    codec: autoencoder.Found
+    codec: autoencoder.Found | None  # None: a single file without one
     encoders: Mapping[str, text_encoders.Found]
     scheduler: dict[str, Any]
     index: dict[str, Any]
@@ -67,10 +67,16 @@ class Parts:
     def layout(self) -> dict[str, Any]:
         """All that is needed to write the folder again as it was."""
         return {
-            "index": self.index, "scheduler": self.scheduler, "unet": self.network.layout, "vae": self.codec.layout,
+            "index": self.index, "scheduler": self.scheduler, "unet": self.network.layout,
+            "vae": {} if self.codec is None else self.codec.layout,
             **{name: found.layout for name, found in self.encoders.items()},
             "left_out": {name: str(place) for name, place in self.left_out.items()},
         }  # fmt: skip
+
+    @property
+    def empty_is_zeros(self) -> bool:
+        """Whether no negative prompt is zeros."""
+        return bool(self.index.get("force_zeros_for_empty_prompt", self.use is XL))
 
     def process(self) -> tuple[Any, dict[str, Any]]:
         """The process, and fields of SamplingConfig."""

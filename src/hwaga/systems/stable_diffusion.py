@@ -27,7 +27,9 @@ from torch import Tensor, nn
 
 from ..conditioning.text_encoders import TextEncoderConfig
 from ..errors import InputError
+from ..formats import ldm
 from ..formats import stable_diffusion as public
+from ..formats.lora import Spelled
 from ..interfaces import Batch, Draw
 from ..networks.autoencoder import AutoencoderKLConfig
 from ..networks.text_unet import TextUNetConfig
@@ -86,7 +88,7 @@ class StableDiffusion(Words, Diffusion):
 
     name, title, year = "stable-diffusion", "Stable Diffusion", 2021
     paper = "High-Resolution Image Synthesis with Latent Diffusion Models (arXiv:2112.10752)"
-    formats: ClassVar[tuple[str, ...]] = ("diffusers",)
+    formats: ClassVar[tuple[str, ...]] = ("diffusers", "single")
     may_lack: ClassVar[tuple[str, ...]] = ("autoencoder", "text_encoder", "text_encoder_2")
     grows: ClassVar[Mapping[str, str]] = {"controlnet": "controlnet"}
     takes: ClassVar[tuple[str, ...]] = (
@@ -146,18 +148,20 @@ class StableDiffusion(Words, Diffusion):
     def of_parts(cls, parts: public.Parts, dtype: torch.dtype, device: torch.device) -> StableDiffusion:
         """The model of what a folder or a file holds. XL's autoencoder is float32 where others are float16, as published."""
         (process, sampling), network = parts.process(), parts.network.config
+        codec = AutoencoderKLConfig() if parts.codec is None else parts.codec.config
         config = cls.checked({
-            "network": network, "process": process, "sampling": sampling, "autoencoder": parts.codec.config,
+            "network": network, "process": process, "sampling": sampling, "autoencoder": codec,
             "student": students.LatentConsistencyConfig() if network.guidance_width else None,
-            "zeros_for_empty": bool(parts.index.get("force_zeros_for_empty_prompt", parts.use is public.XL)),
+            "zeros_for_empty": parts.empty_is_zeros,
             **{name: found.config for name, found in parts.encoders.items()},
         })  # fmt: skip
         exact = dtype == torch.float16 and network.added_width > 0
         networks: dict[str, nn.Module] = {"network": parts.network.network(dtype, device)}
-        networks["autoencoder"] = parts.codec.network(torch.float32 if exact else dtype, device)
+        if parts.codec is not None:
+            networks["autoencoder"] = parts.codec.network(torch.float32 if exact else dtype, device)
         networks |= {name: found.network(dtype, device) for name, found in parts.encoders.items()}
         side = parts.network.size or ((128, 128) if network.added_width else (64, 64))
-        size = tuple(n * parts.codec.config.factor for n in side)
+        size = tuple(n * codec.factor for n in side)
         return cls(config, networks, About(size=(size[0], size[1]), layout=parts.layout))
 
     def to_diffusers(self, folder: Path) -> None:
@@ -166,6 +170,25 @@ class StableDiffusion(Words, Diffusion):
             raise InputError("a model on pixels has no public folder, which always has an autoencoder")
         side = self.shape(self.about.size)[1:]
         public.write(folder, self, (side[0], side[1]))
+
+    # ------------------------------------------------------------------------------------------------------- single files
+
+    @classmethod
+    def from_file(
+        cls, path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device,
+        components: Mapping[str, Any],
+    ) -> StableDiffusion:  # fmt: skip
+        """A file with all networks under the original names; tokenizers are in none and come from `components`."""
+        return cls.of_parts(ldm.read_file(path, tensors), dtype, device)
+
+    def to_file(self, path: Path) -> None:
+        ldm.write_file(path, self)
+
+    def spellings(self) -> Mapping[str, Sequence[Spelled]]:
+        """A LoRA names the weights as the public folder does, or the original file; kohya's trainers for XL the second."""
+        own = list(super().spellings()["peft"])
+        original = [ldm.spelled(self.network), *(names for names in own if all(p.part != "network" for p in names.values()))]
+        return {"peft": own, "kohya": original if self.config.network.added_width else own, "original": original}
 
     # ---------------------------------------------------------------------------------------- what the network is told
 

@@ -183,6 +183,7 @@ def _weights_in(content: Any, file: str | Path, wanted: str | None) -> Checkpoin
     kinds: list[str] = []
     said: dict[str, Any] = {}
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        said = {name: value for name, value in content.items() if isinstance(value, int | float | str)}
         content = content["state_dict"]
     elif isinstance(content, dict) and (isinstance(content.get("ema"), dict) or isinstance(content.get("model"), dict)):
         args = content.get("args")
