@@ -5,6 +5,7 @@ model: which layer's states, with the last norm or without, and which pooled vec
 
     Stable Diffusion 1, 2   last layer, normed (2's folders leave the last layer out)       no pooled vector
     Stable Diffusion XL     last layer but one, not normed, of two encoders                 the second one's, projected
+    Stable Diffusion 3      so too, and T5's last layer, normed                             both, projected
 
 It is a network among a system's others: its config and weights are saved, loaded, exchanged and changed by LoRA like theirs, and
 its tokenizer's files stand beside them (`files`). Weights are frozen but where a stage of training names it.
@@ -13,20 +14,36 @@ its tokenizer's files stand beside them (`files`). Weights are frozen but where 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 from torch import Tensor, nn
 
 from ..networks.clip_text import ClipTextConfig, Read
+from ..networks.t5 import T5Config
 from .tokenizers import Tokenizer, Tokens
+
+ENCODERS = ("text_encoder", "text_encoder_2")
+"""Names that text encoders have among a system's networks, as in public folders."""
+TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+
+
+def _kind(value: Any) -> str:
+    return str(value.get("kind", "clip") if isinstance(value, dict) else getattr(value, "kind", "clip"))
+
+
+TextConfig = Annotated[
+    Annotated[ClipTextConfig, Tag("clip")] | Annotated[T5Config, Tag("t5")],
+    Discriminator(_kind, custom_error_type="kind", custom_error_message="kind is one of clip, t5"),
+]
+"""Any text network's config, CLIP's where no kind is named."""
 
 
 class TextEncoderConfig(BaseModel, frozen=True, extra="forbid"):
     """A text network and how it is used."""
 
-    model: ClipTextConfig = ClipTextConfig()
+    model: TextConfig = ClipTextConfig()
     skip: int = Field(
         0, ge=0, description="layers before the end whose states are taken: 0 the last, 1 the last but one"
     )
@@ -36,7 +53,7 @@ class TextEncoderConfig(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _fits(self) -> TextEncoderConfig:
-        if self.length > self.model.positions:
+        if self.model.positions is not None and self.length > self.model.positions:
             raise ValueError(f"length={self.length}: the network has {self.model.positions} positions")
         if self.skip >= self.model.layers:
             raise ValueError(f"skip={self.skip}: the network has {self.model.layers} layers")

@@ -12,7 +12,7 @@ they are; here nothing of that library is needed, which spares a program that pa
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from einops import rearrange
@@ -41,6 +41,8 @@ class ClipTextConfig(BaseModel, frozen=True, extra="forbid"):
     eps: float = Field(1e-5, gt=0)
     projection: int = Field(0, ge=0, description="width that the pooled text is brought to; 0: none")
     end: int = Field(LARGEST_ID, ge=0, description="id of the end token; 2: the largest that there is")
+
+    skippable: ClassVar[bool] = True  # `clip_skip` takes the states of an earlier layer
 
     @model_validator(mode="after")
     def _fits(self) -> ClipTextConfig:
