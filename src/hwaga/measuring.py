@@ -53,12 +53,13 @@ def measure(
     if painter is not None and not painter.paints:
         return _of_reader(painter, real, config, metrics, progress)
     trained_on = training if training is not None else _training(config, split)
-    others = tuple(name for name in metrics if name not in BY_CLIP)
+    others = tuple(name for name in metrics if name not in (*BY_CLIP, "control"))
     judge = features
     if others and (features is None or isinstance(features, (str, Path))):
         judge = evaluation.load_features(features)
     asked, eye, told_by = [], None, trained_on or real
-    if painter is not None and "prompt" in painter.takes and (by_clip or told_by.captions is not None):
+    follows = painter is not None and "control" in painter.takes
+    if painter is not None and not follows and "prompt" in painter.takes and (by_clip or told_by.captions is not None):
         asked = _asked(told_by, config, n or PICTURES, seed, combinations=bool(by_clip))
     if by_clip:
         if not asked:
@@ -73,6 +74,9 @@ def measure(
         begun, count = time.perf_counter(), n or PICTURES
         told = (lambda done, of: progress(done, of, "painting")) if progress is not None else False
         calls: list[dict[str, Any]] = [{"prompt": one.texts} for one in asked] or [{"n": count}]
+        if follows:
+            at, call = _controlled(painter, real, count, seed, sampling)
+            calls = [call]
         for call in calls:
             painted.append(painter.sample(**call, seed=seed, output="tensor", progress=told, **sampling))
         pictures = painted[0]
@@ -94,6 +98,8 @@ def measure(
     if "codes" in metrics:
         found.values.update(_codes(painter, real))
         found.card["codes"] = {"pictures": len(real)}
+    if "control" in metrics:
+        _followed(found, painter, pictures, real, at, seed, sampling)
     if eye is not None:
         _read(found, eye, painter, painted, asked, told_by, metrics, seed, progress)
     return found
@@ -105,6 +111,12 @@ def _check_own(metrics: tuple[str, ...], painter: Any) -> None:
         raise InputError(f"metric 'bits' is a likelihood, and {_who(painter)} has none; leave it out")
     if "codes" in metrics and not hasattr(painter, "codebook_use"):
         raise InputError(f"metric 'codes' is the use of a codebook, and {_who(painter)} has none; leave it out")
+
+
+    if "control" in metrics and "control" not in getattr(painter, "takes", ()):
+        raise InputError(f"metric 'control' asks whether a control map is followed, and {_who(painter)} takes none; leave it out")
+    if "control" in getattr(painter, "takes", ()) and any(name in metrics for name in BY_CLIP):
+        raise InputError(f"metric {BY_CLIP[0]!r} is of words alone, and {_who(painter)} is told a control map too; measure its base")
 
 
 def _who(painter: Any) -> str:
@@ -200,6 +212,47 @@ def _of_reader(painter: Any, real: Dataset, config: DataConfig, metrics: tuple[s
         every = Asked(name, list(data.captions), data.clusters, data.pixels(np.arange(len(data))))
         found.values |= recalls(of_system(painter), every, progress).values
     return found
+
+
+# ------------------------------------------------------------------------------------------------------ whether it follows
+
+
+def _controlled(
+    painter: Any, real: Dataset, n: int, seed: int, sampling: Mapping[str, Any]
+) -> tuple[np.ndarray, dict[str, Any]]:  # fmt: skip
+    """Places of n real pictures (over and over where there are fewer), and the call that asks for each by its own control map
+    and caption."""
+    import torch
+
+    at = np.resize(np.random.default_rng([seed, 8]).permutation(len(real)), n)
+    if sampling.get("control_kind") is not None:  # made from the pictures by the call itself
+        control = torch.from_numpy(real.pixels(at)).float() / 255
+    else:
+        control = painter.maps(real.with_extras(painter.data_extras()).batch(at)).cpu()
+    words = [""] * n if real.captions is None else [real.captions[i] for i in at]
+    return at, {"prompt": words, "control": control}
+
+
+def _followed(
+    found: Scores, painter: Any, painted: Any, real: Dataset, at: np.ndarray, seed: int, sampling: Mapping[str, Any]
+) -> None:  # fmt: skip
+    """Adds the condition-following score: the condition extracted again, against the real pictures it was made of."""
+    import torch
+
+    from .evaluation import following
+
+    pixels = real.pixels(at)
+    parts = (torch.from_numpy(pixels[i : i + 64]).float() / 255 for i in range(0, len(pixels), 64))
+    again = torch.cat([painter.decode(painter.encode(part)) for part in parts])
+    measure = following.measure_of(str(sampling.get("control_kind") or painter.config.control.kind))
+    levels = [(pictures * 255).round().byte().numpy() for pictures in (painted, again)]
+    told = following.following(levels[0], pixels, levels[1], measure, real.clusters[at], seed)
+    found.values |= {
+        "control_lost": 1 - told.score.value, "control": told.score.value, "control_given": told.given,
+        "control_floor": told.floor, "control_ceiling": told.ceiling,
+    }  # fmt: skip
+    found.intervals["control"] = (told.score.low, told.score.high)
+    found.card["control"] = {"measure": measure, "canny": [following.LOW, following.HIGH], "tolerance": 1}
 
 
 # ------------------------------------------------------------------------------------------------------- by the painter itself

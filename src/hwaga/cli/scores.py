@@ -141,6 +141,15 @@ MEANINGS = {
         for way, said in (("picture_to_text", "words"), ("text_to_picture", "picture"))
         for k in (1, 5, 10)
     },
+    "control": Meaning(
+        "control followed",
+        "higher is better, 1 is all",
+        "high",
+        "How much of a control map is found again in the painting: 0 as in a painting of another's map, 1 as in the real picture "
+        "after the autoencoder.",
+        "control_ceiling",
+        "the most that can be",
+    ),
     "seconds_a_picture": Meaning("seconds a picture", "lower is faster", "", "What painting one takes."),
 }
 

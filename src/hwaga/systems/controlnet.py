@@ -176,13 +176,10 @@ class ControlNet(StableDiffusion):
         """A ControlNet without the model that it is for: it can be written in another layout, or put beside that model."""
         fields = {name: getattr(found.config, name) for name in TextUNetConfig.model_fields}
         base = TextUNetConfig(**{**fields, "out_channels": found.config.in_channels})
-        config = cls.checked({"network": base, "controlnet": found.config, "process": StableDiffusionConfig().process,
-                              "autoencoder": {"latent_channels": found.config.in_channels}})  # fmt: skip
-        return cls(
-            config,
-            {"controlnet": found.network(dtype, device)},
-            About(size=(512, 512), layout={"controlnet": found.layout}),
-        )
+        codec = {"latent_channels": found.config.in_channels}
+        config = cls.checked({"network": base, "controlnet": found.config, "autoencoder": codec})
+        about = About(size=(512, 512), layout={"controlnet": found.layout})
+        return cls(config, {"controlnet": found.network(dtype, device)}, about)
 
     def take(self, part: str, network: Any, source: str) -> None:
         """Another ControlNet may have another hint network."""
@@ -335,11 +332,13 @@ class ControlNet(StableDiffusion):
         """The control map of ControlNet i, (1, 3, h, w), or (n, 3, h, w) where each picture of the call has its own."""
         given, name = self.given(request)[i], "control" if len(self.nets) == 1 else f"control[{i}]"
         kind, options = self.each("control_kind", request, None)[i], self.each("control_options", request, None)[i]
-        if kind is not None:
-            return controls.map_from(given, kind, options, request.size, name)
         if getattr(given, "ndim", 0) == 4 and len(given) == request.total > 1:
-            return torch.cat([controls.ready(name, given[k], request.size) for k in request.pictures])
-        return controls.ready(name, given, request.size)
+            every = [given[k] for k in request.pictures]
+        else:
+            every = [given]
+        if kind is None:
+            return torch.cat([controls.ready(name, one, request.size) for one in every])
+        return torch.cat([controls.map_from(one, kind, options, request.size, name) for one in every])
 
     def given(self, request: Request) -> list[Any]:
         """What was given as `control`, one a ControlNet."""
