@@ -2,7 +2,8 @@
 
 Byte-pair encoding (Sennrich et al. 2016): letters, then the pairs that training found most often, joined in that order. CLIP's
 (`vocab.json` and `merges.txt`) lowers case, cuts at words, digits and signs, and marks the end of a word; any other is read from
-its `tokenizer.json`. Texts are framed as a text encoder takes them: begin, tokens, end, and the filling up to its length.
+its `tokenizer.json`. Texts are framed as a text encoder takes them: begin (T5's texts have none), tokens, end, and the filling up
+to its length.
 """
 
 from __future__ import annotations
@@ -70,16 +71,30 @@ class Tokenizer:
         return str(said), False
 
     @cached_property
-    def begin(self) -> int:
+    def begin(self) -> int | None:
+        """None where texts have no beginning: nothing is said of one, and CLIP's is no token."""
+        if self.settings.get("bos_token") is None and self.engine.token_to_id("<|startoftext|>") is None:
+            return None
         return self._id("bos_token", "<|startoftext|>")
 
     @cached_property
     def end(self) -> int:
-        return self._id("eos_token", "<|endoftext|>")
+        return self._id("eos_token", self._end)
 
     @cached_property
     def filling(self) -> int:
-        return self._id("pad_token", self.special("eos_token", "<|endoftext|>")[0])
+        otherwise = self.special("eos_token", self._end)[0]
+        return self._id("pad_token", "<pad>" if otherwise == "</s>" else otherwise)
+
+    @cached_property
+    def _end(self) -> str:
+        """What ends a text where the files do not say it: CLIP's mark, or T5's."""
+        return "<|endoftext|>" if self.engine.token_to_id("<|endoftext|>") is not None else "</s>"
+
+    @cached_property
+    def marks(self) -> int:
+        """Tokens of a text that are none of its words: its end, and its beginning if it has one."""
+        return 1 if self.begin is None else 2
 
     def _id(self, role: str, otherwise: str) -> int:
         token = self.special(role, otherwise)[0]
@@ -102,9 +117,12 @@ class Tokenizer:
 
         if not {"vocab.json", "merges.txt"} <= self.files.keys():
             try:
-                return library.Tokenizer.from_str(self.files["tokenizer.json"].decode())
+                found = library.Tokenizer.from_str(self.files["tokenizer.json"].decode())
             except Exception as error:  # the library raises plain Exception
                 raise InputError(f"{self.where}: tokenizer.json cannot be read: {error}") from None
+            found.no_truncation()
+            found.no_padding()
+            return found
         vocabulary = self._table("vocab.json")
         lines = self.files["merges.txt"].decode("utf-8", "replace").splitlines()
         pairs = (line.split(" ") for line in lines if not line.startswith("#version"))
@@ -137,5 +155,6 @@ class Tokenizer:
         return Tokens(tuple(found.ids), tuple(found.offsets))
 
     def framed(self, ids: tuple[int, ...] | list[int], length: int) -> list[int]:
-        """begin, ids (at most length - 2), end, and the filling."""
-        return [self.begin, *ids, self.end, *[self.filling] * (length - 2 - len(ids))]
+        """begin, ids (at most length - marks), end, and the filling."""
+        begin = [] if self.begin is None else [self.begin]
+        return [*begin, *ids, self.end, *[self.filling] * (length - self.marks - len(ids))]
