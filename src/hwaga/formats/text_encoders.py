@@ -1,4 +1,4 @@
-"""Public folders of text encoders: CLIPTextModel and CLIPTextModelWithProjection, and the text half of a CLIPModel.
+"""Public folders of text encoders: CLIPTextModel and CLIPTextModelWithProjection, the text half of a CLIPModel, and T5 (t5.py).
 
 Parameters are named here as in public folders (`text_model.encoder.layers.0...`). Newer programs leave `text_model.` out of the
 names of a CLIPTextModel, older ones store the numbers 0 ... 76 as `position_ids`: both are read, and written again as they were.
@@ -21,8 +21,10 @@ from ..conditioning.tokenizers import NAMES, Tokenizer
 from ..errors import InputError, first_mistake
 from ..files import read_json, write_json, write_tensors
 from ..networks.clip_text import LARGEST_ID, ClipTextConfig
+from ..networks.t5 import T5Config
 from ..weights.fill import fill
 from ..weights.mapped import Renamed, read_folder
+from . import t5
 from .stored import as_stored, dtypes_of
 
 CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPModel")
@@ -70,18 +72,24 @@ def read_component(place: Path, tokenizer: Path | None = None, **use: Any) -> Fo
     if not isinstance(public, dict):
         raise InputError(f"{place / 'config.json'} is not a table of settings")
     named = str((public.get("architectures") or [CLASSES[0]])[0])
-    if named not in CLASSES:
-        raise InputError(f"{place}: text encoder {named!r} cannot be loaded; {', '.join(CLASSES)} can")
+    if named not in (*CLASSES, *t5.CLASSES):
+        known = ", ".join((*CLASSES, t5.CLASSES[0]))
+        raise InputError(f"{place}: text encoder {named!r} cannot be loaded; {known} can")
     tensors = read_folder(place, STEMS)
     if named == "CLIPModel":
         public = {**public.get("text_config", {}), "projection_dim": public.get("projection_dim", 512)}
     words = read_tokenizer(place if tokenizer is None else tokenizer)
-    names, layout = _names(tensors, named)
-    config = encoder_config(public, str(place / "config.json"), named != CLASSES[0], words.length, use)
+    where = str(place / "config.json")
+    if named in t5.CLASSES:
+        table, (names, layout) = t5.TABLE, t5.names(tensors)
+        config = t5.encoder_config(public, where, words.length, use)
+    else:
+        table, (names, layout) = f"{PREFIX}embeddings.token_embedding.weight", _names(tensors, named)
+        config = encoder_config(public, where, named != CLASSES[0], words.length, use)
     if words.size > config.model.vocabulary:
         raise InputError(
-            f"{words.where}: its tokenizer knows {words.size} tokens, but {place}: text_model.embeddings.token_embedding.weight "
-            f"has {config.model.vocabulary} rows; it is another model's"
+            f"{words.where}: its tokenizer knows {words.size} tokens, but {place}: {table} has {config.model.vocabulary} rows; "
+            f"it is another model's"
         )
     layout |= {"config": read_json(place / "config.json"), "dtypes": dtypes_of(tensors)}
     return Found(config, Renamed(tensors, names), str(place), layout, words)
@@ -124,6 +132,8 @@ def encoder_config(
 
 def public_config(config: TextEncoderConfig) -> dict[str, Any]:
     """The public config of ours."""
+    if isinstance(config.model, T5Config):
+        return t5.public_config(config)
     model = config.model
     return {
         "architectures": [CLASSES[1] if model.projection else CLASSES[0]], "model_type": "clip_text_model",
@@ -137,6 +147,8 @@ def public_config(config: TextEncoderConfig) -> dict[str, Any]:
 
 def public_tensors(encoder: Any, layout: Mapping[str, Any]) -> dict[str, Tensor]:
     """The encoder's tensors under the names and in the dtypes that they had."""
+    if isinstance(encoder.config.model, T5Config):
+        return as_stored(t5.public_tensors(encoder.state_dict(), layout), layout.get("dtypes"))
     mark = layout.get("prefix", PREFIX)
     tensors = {
         mark + name.removeprefix(PREFIX) if name.startswith(PREFIX) else name: value
