@@ -37,7 +37,8 @@ class Tokenizer:
         self.files, self.where = dict(files), where
         whole = "tokenizer.json" in self.files or {"vocab.json", "merges.txt"} <= self.files.keys()
         if not whole:
-            there = f"; there is {', '.join(sorted(self.files))}" if self.files else ""
+            remedy = "components={'tokenizer': FOLDER} or --component tokenizer=FOLDER names a folder with them"
+            there = f"; there is {', '.join(sorted(self.files))}" if self.files else f"; {remedy}"
             raise InputError(
                 f"{where} has no tokenizer: vocab.json with merges.txt, or tokenizer.json, is needed to read a prompt{there}"
             )
