@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -26,6 +26,34 @@ if TYPE_CHECKING:
 BRACKET = 1.1
 """What a plain pair of brackets multiplies by."""
 _MARKS = re.compile(r"\\[()\[\]\\]|[()\[\]]|:\s*([+-]?\d*\.?\d+)\s*\)|[^\\()\[\]:]+|[:\\]")
+
+
+class Prompt(NamedTuple):
+    """The words that one picture is painted of, and those that it is to avoid; None is not "" (Stable Diffusion XL)."""
+
+    text: str
+    negative: str | None
+
+
+def listed_prompts(prompt: Any, negative: Any, n: int) -> tuple[Prompt, ...]:
+    """One pair a picture: n of each prompt, prompt by prompt. No prompt at all is the empty one: an unconditional picture.
+
+    A list of prompts has one negative prompt for all, or a list as long. InputError for anything else.
+    """
+    texts = [prompt if prompt is not None else ""] if prompt is None or isinstance(prompt, str) else prompt
+    texts = list(texts) if isinstance(texts, list | tuple) else [texts]
+    if not texts:
+        raise InputError("prompt=[]: at least one prompt is needed; prompt='' paints without words")
+    against = list(negative) if isinstance(negative, list | tuple) else [negative] * len(texts)
+    if len(against) != len(texts):
+        raise InputError(
+            f"negative_prompt= has {len(against)} entries for {len(texts)} prompts; give one for all, or one for each"
+        )
+    for name, values, none in (("prompt", texts, False), ("negative_prompt", against, True)):
+        for value in values:
+            if not isinstance(value, str) and not (none and value is None):
+                raise InputError(f"{name}={value!r}: text, or a list of texts, is needed")
+    return tuple(Prompt(a, b) for a, b in zip(texts, against, strict=True) for _ in range(n))
 
 
 class Part(NamedTuple):
@@ -73,7 +101,7 @@ class _Cut(NamedTuple):
 
 def cut(encoder: TextEncoder, prompt: str, weighted: bool = False, chunked: bool = False) -> _Cut:
     """The tokens of a prompt in pieces of as many as the encoder takes; without `chunked` only the first is kept."""
-    room = encoder.config.length - 2
+    room = encoder.config.length - encoder.tokenizer.marks
     ids: list[int] = []
     weights: list[float] = []
     places: list[tuple[str, int]] = []  # text and where in it each token begins
@@ -122,7 +150,8 @@ def encoded(
         weights = torch.ones(len(rows), length)
         for i, one in enumerate(found):
             for k, chunk in enumerate(one.weights):
-                weights[i * count + k, 1 : 1 + len(chunk)] = torch.tensor(chunk)
+                start = encoder.tokenizer.marks - 1
+                weights[i * count + k, start : start + len(chunk)] = torch.tensor(chunk)
         empty = encoder.read([frame([], length)], skip).states
         w = weights.to(states)[..., None]
         states = torch.where(w == 1, states, empty + w * (states - empty))

@@ -18,14 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..conditioning.text_encoders import ENCODERS, TOKENIZERS
 from ..errors import InputError
 from ..files import write_json
 from . import autoencoder, schedulers, text_encoders, text_unet
 from .folders import PublicFolder
 from .stored import shapes_of
 
-ENCODERS = ("text_encoder", "text_encoder_2")
-TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder", "watermarker", "depth_estimator")
 PIPELINES = (
     "StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",

@@ -22,7 +22,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, scaled_dot_product_attention
 
-
 NORM_EPS = 1e-5  # of the layer norms inside blocks
 ENTRY_EPS = 1e-6  # of the group norm where a map enters
 

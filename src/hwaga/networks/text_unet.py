@@ -26,12 +26,11 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 from torch.utils.checkpoint import checkpoint
 
-from ..layers.conv import Conv2d
+from ..layers.conv import Conv2d, memory_format
 from ..layers.embeddings import TimeEmbedding, guidance_wave, sinusoid
 from ..layers.initialise import initialise
 from ..layers.resnet import Downsample, ResnetBlock, Upsample
 from ..layers.spatial import SpatialTransformer
-from .unet import memory_format
 
 Residuals = tuple[Sequence[Tensor], Tensor]
 """What a ControlNet adds: to each of what the way down keeps, and to what comes out of the middle."""

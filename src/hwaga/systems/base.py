@@ -10,17 +10,21 @@ A system's own file says the rest: its config, its networks, its stages of train
 
 from __future__ import annotations
 
+import itertools
 import secrets
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
+from ..conditioning.prompts import Prompt, listed_prompts
 from ..errors import InputError, WorkError, unknown
 from ..files import write_json
 from ..interfaces import Callback, Noise, Point, Precomputed, Stage, Step
@@ -30,33 +34,16 @@ from ..provenance import attach, record
 from ..samplers import SAMPLERS
 from ..samplers.noise import from_seed, replayed, stream
 from ..weights.quantised import is_quantised
-from .bar import steps_bar
+from .about import About as About
+from .labels import class_number, drawn_labels, listed_labels
 from .lora import TakesLora
-from .pictures import read_picture, read_pictures, to_inside, to_pil
-from .prompting import Prompt, listed_prompts
+from .pictures import read_picture, read_pictures, size_of, to_inside, to_pil
 from .sources import kept
 
 INPUTS = (
     "label", "image", "mask", "strength", "fit_image", "keep_unmasked", "control", "control_scale", "prompt", "negative_prompt",
 )  # kept as they were given  # fmt: skip
 COMMON = ("n", "size", "seed", "noise", "callback", "output", "progress")  # what every system takes
-
-
-class About(BaseModel):
-    """What a model remembers beside its config: where it comes from and what its numbers mean. Stored in `model.json`."""
-
-    model_config = ConfigDict(extra="allow")
-    size: tuple[int, int] = (32, 32)  # (height, width) in pixels that it was trained at
-    classes: tuple[str, ...] = ()  # names of the labels 0 ... C-1
-    label_counts: tuple[int, ...] = ()  # how often each was trained on
-    data: str | None = None  # source of the training data
-    data_licence: str | None = None
-    attribution: str | None = None
-    trained: dict[str, Any] | None = None  # steps, pictures a step and the recipe's fingerprint
-    components: dict[str, str] = {}  # trained parts taken from shipped models: {"autoencoder": "openmoji/vae-kl"}
-    name: str | None = None  # "openmoji/ddpm", or the path it was loaded from
-    sha256: str | None = None  # over the weights
-    layout: dict[str, Any] = {}  # how the public files that it was loaded from were laid out
 
 
 # ------------------------------------------------------------------------------------------------------------- a call
@@ -140,8 +127,11 @@ class System(TakesLora):
         tuple[str, ...]
     ] = ()  # networks that a public file may hold nothing of: `components=` gives them
     grows: ClassVar[Mapping[str, str]] = {}  # parts that make another system of this one, which has a method `over`
-    paints: ClassVar[bool] = True  # False: a part of painters, trained and measured as they are, that is asked for no pictures
+    paints: ClassVar[bool] = (
+        True  # False: a part of painters, trained and measured as they are, that is asked for no pictures
+    )
     flat: ClassVar[bool] = False  # True: its one network lies in the model's folder itself, as other programs want it
+    size_of_image: ClassVar[bool] = False  # True: a call with image= and no size paints at the picture's own
     Config: ClassVar[type[BaseModel]]
 
     def __init__(self, config: Any, networks: Mapping[str, nn.Module], about: About) -> None:
@@ -221,10 +211,6 @@ class System(TakesLora):
     def how_many(self, n: int, given: Mapping[str, Any]) -> int:
         """How many pictures a call paints: n, unless something given settles it (one for each source picture)."""
         return n
-
-    def size_without(self, given: Mapping[str, Any]) -> tuple[int, int]:
-        """(height, width) of a call that names no size: what the model was trained at."""
-        return self.about.size
 
     def told_of(self, request: Request, i: int) -> dict[str, Any]:
         """What a picture's record says of it alone: its label and its words."""
@@ -448,7 +434,9 @@ class System(TakesLora):
             raise InputError(f"{lost[0]}= given without image=; it says what becomes of the image")
         if size is None and given.get("fit_image") is False:
             size = tuple(read_picture("image", given["image"]).shape[2:])
-        size = self.size_without(given) if size is None else checked_size(size, self.factor())
+        if size is None and self.size_of_image and given["image"] is not None:
+            size = size_of(given["image"], self.factor())
+        size = self.about.size if size is None else checked_size(size, self.factor())
         return Request(
             pictures=tuple(range(n)), total=n, size=size, **walk, guidance_scale=scale, seed=seed,
             label=self._labels(labels, n, seed), prompts=prompts, recorded=dict(noise or {}), device=self.device,
@@ -555,38 +543,31 @@ def checked_sampler(sampler: str, options: Any, allowed: Sequence[str]) -> dict[
     return dict(options)
 
 
-def listed_labels(label: Any, n: int) -> tuple[list[Any] | None, int]:
-    """One label a picture and the number of pictures; a list of labels settles it."""
-    if isinstance(label, Tensor):
-        label = label.tolist()
-    if isinstance(label, (list, tuple)):
-        if not label or n not in (1, len(label)):
-            raise InputError(f"n={n} with {len(label)} labels: a list of labels has one a picture; leave n out")
-        return list(label), len(label)
-    return (None if label is None else [label] * n), n
-
-
-def class_number(value: Any, count: int, names: Sequence[str]) -> int:
-    """0 ... count - 1 from a number or a name; of a class with several names ("tench, Tinca tinca") any will do."""
-    if isinstance(value, str) and value in names:
-        return list(names).index(value)
-    if isinstance(value, str) and len(found := [i for i, name in enumerate(names) if value in name.split(", ")]) == 1:
-        return found[0]
-    if isinstance(value, str) and not value.lstrip("-").isdigit() and names:
-        raise unknown("label", value, [one for name in names for one in name.split(", ")])
-    if isinstance(value, bool) or not isinstance(value, (int, str)) or not str(value).isdigit() or int(value) >= count:
-        last = f" ({names[0]} to {names[count - 1]})" if len(names) >= count else ""
-        raise InputError(f"label={value!r}: class numbers run from 0 to {count - 1}{last}")
-    return int(value)
-
-
-def drawn_labels(seed: int, n: int, counts: Sequence[int]) -> Tensor:
-    """Labels (n,) by training frequency, each picture's from its own stream."""
-    edges = torch.tensor(counts, dtype=torch.float64).cumsum(0)
-    draws = torch.stack([torch.rand((), generator=stream(seed, i, "label"), dtype=torch.float64) for i in range(n)])
-    return torch.searchsorted(edges, draws * edges[-1], right=True).clamp(max=len(counts) - 1)
-
-
 def fresh_seed() -> int:
     """A seed for a call that names none; it is in the picture's provenance, so that the call can be repeated."""
     return secrets.randbelow(2**31)
+
+
+def steps_bar(
+    title: str, batches: int, shown: bool | Callable[[int, int], None]
+) -> AbstractContextManager[Callable[[int], None]]:
+    """Gives `advance(steps of a batch)`, to be called once a step."""
+    if callable(shown):
+        return nullcontext(_counted(shown, batches))
+    return _bar(title, batches) if shown and sys.stderr.isatty() else nullcontext(lambda total: None)
+
+
+def _counted(shown: Callable[[int, int], None], batches: int) -> Callable[[int], None]:
+    done = itertools.count(1)
+    return lambda total: shown(next(done), total * batches)
+
+
+@contextmanager
+def _bar(title: str, batches: int) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"{title} paints", total=None)
+        yield lambda total: bar.update(task, total=total * batches, advance=1)

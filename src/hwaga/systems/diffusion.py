@@ -123,6 +123,9 @@ class Diffusion(System):
         "label", "steps", "sampler", "sampler_options", "guidance_scale", "image", "mask", "strength", "fit_image",
         "keep_unmasked",
     )  # fmt: skip
+    more_checks: ClassVar[
+        Mapping[str, Callable[[Any, Request, Any], None]]
+    ] = {}  # as CHECKS, of a system's own keywords
     own: ClassVar[Mapping[str, str]] = {
         "guidance_interval": "two times in [0, 1]: guidance only between them",
         "guidance_rescale": "share in which guided predictions get the deviation of unguided ones (0.7 in the paper)",
@@ -183,9 +186,11 @@ class Diffusion(System):
             return batch.image
         return latents.of_batch(self.autoencoder, batch, draw, self.config.latents == "sample")
 
-    def compute(self, x: Tensor, time: Tensor, **conditions: Tensor) -> Tensor:
-        """The network's raw prediction for x (n, c, h, w) and the numbers (n,) that it is fed for the time."""
-        raw = self.network(x.to(next(self.network.parameters()).dtype), time, **conditions)
+    def compute(self, x: Tensor, time: Tensor, beside: Tensor | None = None, **conditions: Tensor) -> Tensor:
+        """The network's raw prediction for x (n, c, h, w) and the numbers (n,) that it is fed for the time. beside: channels
+        that the network is given with x and that are no part of the diffusion, neither noised nor scaled."""
+        seen = x if beside is None else torch.cat([x, beside.to(x)], dim=1)
+        raw = self.network(seen.to(next(self.network.parameters()).dtype), time, **conditions)
         return raw if self.process.config.learns_variance else raw[:, : x.shape[1]]  # SiT has channels that say nothing
 
     def conditions(self, given: Given) -> dict[str, Tensor]:
@@ -383,7 +388,7 @@ class Diffusion(System):
             students.check(self, request)
         elif request.guidance_scale != 1:
             self.check_guidance(request)
-        for name, check in CHECKS.items():
+        for name, check in {**CHECKS, **self.more_checks}.items():
             if name in request.inputs:
                 check(self, request, request.inputs[name])
 

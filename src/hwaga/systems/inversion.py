@@ -18,7 +18,8 @@ from ..errors import InputError
 from ..interfaces import Point
 from ..samplers.denoiser import denoiser
 from ..samplers.inversion import EVALUATIONS, invert
-from .base import Request, class_number
+from .base import Request
+from .labels import class_number
 
 if TYPE_CHECKING:
     from .diffusion import Diffusion

@@ -8,7 +8,8 @@ resolution; guidance pushes what it says of the noise away from what it says wit
     tau(y): the states of a text encoder                    section 3.3   conditioning/text_encoders.py, conditioning/prompts.py
     softmax(Q K^T / sqrt(d)) V, Q of z, K and V of tau(y)   section 3.3   layers/spatial.py, networks/text_unet.py
     uncond + s (cond - uncond)                              Ho and Salimans 2022   samplers/guidance.py
-    repaint: [z_t, mask, E(what is outside it)]             section 4.5   `beside`
+    repaint: [z_t, mask, E(what is outside it)]             section 4.5   systems/words.py: beside
+    what a network is told: text, pooled, ids, beside                     conditioning/words.py
 
 One class for 1.x, 2.x (v-prediction; the depth model's fifth channel), XL (two encoders, a pooled text and six sizes, `ids`) and
 latent consistency models: what a model is told follows from its network's config. Conditions are `text` (n, l, d) and, where the
@@ -25,22 +26,22 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ..conditioning.text_encoders import TextEncoderConfig
+from ..conditioning.text_encoders import ENCODERS, TextEncoderConfig
+from ..conditioning.words import OWN as WORDS
+from ..conditioning.words import Words
 from ..errors import InputError
 from ..formats import ldm
 from ..formats import stable_diffusion as public
 from ..formats.lora import Spelled
-from ..interfaces import Batch, Draw
 from ..networks.autoencoder import AutoencoderKLConfig
 from ..networks.text_unet import TextUNetConfig
 from ..processes import ProcessConfig
 from ..processes.gaussian import GaussianConfig
-from ..samplers.denoiser import Conditions
 from . import latents, students
 from .base import About, Request
-from .diffusion import Diffusion, DiffusionConfig, Given
-from .pictures import read_picture
-from .words import Words
+from .diffusion import Diffusion, DiffusionConfig
+from .words import CHECKS, Told
+from .words import OWN as BESIDE
 
 TIME_SCALE = 1000.0  # of networks that are fed a time in [0, 1]: the sinusoid's frequencies are made for 0 ... 1000
 STRENGTH = 0.8  # of the published pipeline, where a picture is given and nothing is said
@@ -75,6 +76,8 @@ class StableDiffusionConfig(DiffusionConfig, frozen=True, extra="forbid"):
         wanted = channels * (2 if self.process.learns_variance else 1)
         if self.network.out_channels != wanted:
             raise ValueError(f"network.out_channels={self.network.out_channels} with this process: {wanted} are needed")
+        if self.network.classes:
+            raise ValueError(f"network.classes={self.network.classes}: words are what this system is told; 0 is needed")
         width = sum(config.width for config in self.encoders.values())
         if self.encoders and width != self.network.text_width:
             raise ValueError(f"network.text_width={self.network.text_width}: these text encoders give {width}")
@@ -83,7 +86,7 @@ class StableDiffusionConfig(DiffusionConfig, frozen=True, extra="forbid"):
         return self
 
 
-class StableDiffusion(Words, Diffusion):
+class StableDiffusion(Told, Words, Diffusion):
     """Networks: `network`, a TextUNet; `autoencoder`, `text_encoder` and, in XL, `text_encoder_2`, which are frozen."""
 
     name, title, year = "stable-diffusion", "Stable Diffusion", 2021
@@ -95,7 +98,9 @@ class StableDiffusion(Words, Diffusion):
         "prompt", "negative_prompt", "steps", "sampler", "sampler_options", "guidance_scale", "image", "mask", "strength",
         "fit_image", "keep_unmasked",
     )  # fmt: skip
-    own: ClassVar[Mapping[str, str]] = {**Diffusion.own, **Words.words_own}
+    own: ClassVar[Mapping[str, str]] = {**Diffusion.own, **WORDS, **BESIDE}
+    size_of_image = True
+    more_checks = CHECKS
     Config = StableDiffusionConfig
 
     # ------------------------------------------------------------------------------------------------- what it is made of
@@ -110,7 +115,7 @@ class StableDiffusion(Words, Diffusion):
         network, process = dict(config.get("network", {})), config.get("process", {})
         codec = AutoencoderKLConfig(**config["autoencoder"]) if config.get("autoencoder") else None
         channels = 3 if codec is None else codec.latent_channels
-        told = [TextEncoderConfig(**config[name]) for name in public.ENCODERS if config.get(name)]
+        told = [TextEncoderConfig(**config[name]) for name in ENCODERS if config.get(name)]
         if not told:
             raise InputError(
                 "stable-diffusion reads captions by a trained text encoder; name it: components.text_encoder=openmoji/clip"
@@ -132,7 +137,7 @@ class StableDiffusion(Words, Diffusion):
         """Another autoencoder or text encoder may have another config, where its latents, or its states, are as wide."""
         if part == "autoencoder":
             latents.take(self, network, source)
-        elif part in public.ENCODERS:
+        elif part in ENCODERS:
             self.take_encoder(part, network, source)
         else:
             super().take(part, network, source)
@@ -190,37 +195,6 @@ class StableDiffusion(Words, Diffusion):
         original = [ldm.spelled(self.network), *(names for names in own if all(p.part != "network" for p in names.values()))]
         return {"peft": own, "kohya": original if self.config.network.added_width else own, "original": original}
 
-    # ---------------------------------------------------------------------------------------- what the network is told
-
-    def conditions(self, given: Given) -> dict[str, Tensor]:
-        """`text` and, where the network asks for them, `pooled`, `ids`, `beside`: see the top of this file."""
-        told = self.said(self.texts(given), given)
-        if self.config.network.added_width:
-            told["ids"] = self.ids(given, len(told["text"]))
-        if isinstance(given, Request) and (beside := self.beside(given)) is not None:
-            told["beside"] = beside
-        return told
-
-    def null(self, conditions: Conditions, given: Given) -> dict[str, Tensor]:
-        """The same with the negative prompt's words, or none."""
-        told = {**conditions, **self.said(self.negatives(given), given)}
-        if self.config.network.added_width:
-            told["ids"] = self.ids(given, len(told["text"]), negative=True)
-        return told
-
-    def hidden(self, conditions: dict[str, Tensor], given: Batch, draw: Draw) -> dict[str, Tensor]:
-        """Conditions of a training step; now and then without the words, so that guidance has its other branch."""
-        if self.config.text_dropout == 0:
-            return conditions
-        hide = draw.uniform("text_dropout", (len(given),)) < self.config.text_dropout
-        null = self.null(conditions, given)
-        return {name: torch.where(hide.view(-1, *[1] * (value.dim() - 1)), null[name], value)
-                for name, value in conditions.items()}  # fmt: skip
-
-    def compute(self, x: Tensor, time: Tensor, beside: Tensor | None = None, **conditions: Tensor) -> Tensor:
-        """The raw prediction. What lies beside x is no part of the diffusion: it is neither noised nor scaled."""
-        return super().compute(x if beside is None else torch.cat([x, beside.to(x)], dim=1), time, **conditions)
-
     # -------------------------------------------------------------------------------------------------------- how it paints
 
     def strength(self, request: Request) -> float:
@@ -228,10 +202,6 @@ class StableDiffusion(Words, Diffusion):
 
     def begins_at_noise(self, request: Request) -> bool:
         return self.told_mask and self.strength(request) == 1
-
-    @property
-    def told_mask(self) -> bool:
-        return self.config.network.in_channels > self.config.network.out_channels + 1
 
     def source(self, request: Request) -> Tensor:
         """Latents of the picture of `image`, sampled of their posterior as published, for all pictures of the part."""
@@ -241,26 +211,3 @@ class StableDiffusion(Words, Diffusion):
 
     def place(self, request: Request) -> tuple[int, ...]:
         return (len(request), *self.shape(request.size))
-
-    def size_without(self, given: Mapping[str, Any]) -> tuple[int, int]:
-        """The size of the picture of `image`, brought down to what the autoencoder takes; else the trained size."""
-        image = given.get("image")
-        if image is None or isinstance(image, list | tuple):
-            return self.about.size
-        height, width = read_picture("image", image).shape[2:]
-        factor = self.factor()
-        if min(height, width) < factor:
-            raise InputError(f"image= has {height} x {width} pixels; at least {factor} x {factor} are needed")
-        return height // factor * factor, width // factor * factor
-
-    # ---------------------------------------------------------------------------------------------------- what can be asked
-
-    def label_count(self) -> int:
-        return 0
-
-    def check_guidance(self, request: Request) -> None:
-        """There is always something to guide by: the words, against none."""
-
-    def check(self, request: Request) -> None:
-        self.check_words(request)
-        super().check(request)
