@@ -24,9 +24,9 @@ from ..networks.clip_text import ClipTextConfig, Read
 from ..networks.t5 import T5Config
 from .tokenizers import Tokenizer, Tokens
 
-ENCODERS = ("text_encoder", "text_encoder_2")
+ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 """Names that text encoders have among a system's networks, as in public folders."""
-TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2", "text_encoder_3": "tokenizer_3"}
 
 
 def _kind(value: Any) -> str:

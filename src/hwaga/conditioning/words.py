@@ -96,8 +96,7 @@ class Words:
     @property
     def encoders(self) -> dict[str, TextEncoder]:
         """Those that the model has; InputError where one did not come with it, or came without its tokenizer."""
-        names = [name for name in ENCODERS if getattr(self.config, name) is not None] or ENCODERS[:1]
-        for name in names:
+        for name in (names := self.needed_encoders()):
             if name not in self.networks:
                 raise InputError(
                     f"this model came without the {name} that reads its prompts; name it: components={{{name!r}: SOURCE}} or "
@@ -105,6 +104,10 @@ class Words:
                 )
             _ = self.networks[name].tokenizer
         return {name: self.networks[name] for name in names}
+
+    def needed_encoders(self) -> Sequence[str]:
+        """The names of those that read a prompt."""
+        return [name for name in ENCODERS if getattr(self.config, name, None) is not None] or ENCODERS[:1]
 
     def texts(self, given: Any) -> list[str]:
         """The words of each picture."""
@@ -124,7 +127,7 @@ class Words:
         """`text` (n, l, d) and, where the network asks for it, `pooled` (n, p), of n texts; None is no words."""
         kept = {text: self._kept(text, given) for text in dict.fromkeys(texts)}
         said = {"text": torch.stack([kept[text].states[0] for text in texts])}
-        if self.config.network.added_width:
+        if self.tells_pooled:
             said["pooled"] = torch.stack([kept[text].pooled[0] for text in texts])  # type: ignore[index]
         return said
 
@@ -141,27 +144,35 @@ class Words:
         return memory[text]
 
     def _encoded(self, text: str | None, inputs: Mapping[str, Any]) -> Encoded:
-        """The states of all encoders side by side, and the last one's pooled vector, in the network's dtype."""
-        said = [self._by(encoder, text or "", inputs) for encoder in self.encoders.values()]
+        """What all encoders say of a text, in the network's dtype."""
+        states, pooled = self.joined({name: self._by(one, text or "", inputs) for name, one in self.encoders.items()})
         dtype = next(self.networks["network"].parameters()).dtype
-        states = torch.cat([one.states for one in said], dim=-1).to(dtype)
-        pooled = None if said[-1].pooled is None else said[-1].pooled.to(dtype)
+        states, pooled = states.to(dtype), None if pooled is None else pooled.to(dtype)
         if text is None and self.config.zeros_for_empty:
             return Encoded(torch.zeros_like(states), None if pooled is None else torch.zeros_like(pooled))
         return Encoded(states, pooled)
 
+    def joined(self, said: Mapping[str, Encoded]) -> tuple[Tensor, Tensor | None]:
+        """The states of all encoders side by side, and the last one's pooled vector."""
+        return torch.cat([one.states for one in said.values()], dim=-1), list(said.values())[-1].pooled
+
+    @property
+    def tells_pooled(self) -> bool:
+        """Whether the network is told the pooled text."""
+        return bool(self.config.network.added_width)
+
     def _by(self, encoder: TextEncoder, text: str, inputs: Mapping[str, Any]) -> Encoded:
         weighted, chunked = inputs.get("prompt_weights", False), inputs.get("long_prompts", False)
-        skip = encoder.config.skip + inputs.get("clip_skip", 0)
-        return prompts.encoded(
-            encoder, [text], weighted=weighted, chunked=chunked, skip=skip, least=self._pieces(inputs) if chunked else 1
-        )
+        skip = encoder.config.skip + (inputs.get("clip_skip", 0) if encoder.config.model.skippable else 0)
+        least = self._pieces(inputs, encoder.config.model.kind) if chunked else 1
+        return prompts.encoded(encoder, [text], weighted=weighted, chunked=chunked, skip=skip, least=least)
 
-    def _pieces(self, inputs: Mapping[str, Any]) -> int:
-        """How many pieces the longest prompt of a call is read in, by the encoder that needs most."""
+    def _pieces(self, inputs: Mapping[str, Any], kind: str) -> int:
+        """How many pieces the longest prompt of a call is read in, by the encoder of this kind that needs most."""
         texts = [text for name in ("prompt", "negative_prompt") for text in _listed(inputs.get(name)) if text]
         weighted = inputs.get("prompt_weights", False)
-        return max((prompts.chunks_of(e, texts, weighted) for e in self.encoders.values()), default=1) if texts else 1
+        alike = [encoder for encoder in self.encoders.values() if encoder.config.model.kind == kind]
+        return max((prompts.chunks_of(e, texts, weighted) for e in alike), default=1) if texts else 1
 
     # ------------------------------------------------------------------------------------------------- what can be asked
 
@@ -179,8 +190,8 @@ class Words:
             if not isinstance(request.inputs.get(name, False), bool):
                 raise InputError(f"{name}={request.inputs[name]!r}: true or false is needed")
         skip = request.inputs.get("clip_skip", 0)
-        configs = [encoder.config for encoder in self.encoders.values()]
-        least = min(config.model.layers - config.skip for config in configs)
+        configs = [encoder.config for encoder in self.encoders.values() if encoder.config.model.skippable]
+        least = min((config.model.layers - config.skip for config in configs), default=1)
         if isinstance(skip, bool) or not isinstance(skip, int) or not 0 <= skip < least:
             raise InputError(f"clip_skip={skip!r}: a whole number from 0 to {least - 1} is needed")
         if self.config.network.in_channels == self.config.network.out_channels + 1 and "depth" not in request.inputs:

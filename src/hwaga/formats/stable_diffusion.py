@@ -13,7 +13,7 @@ out, said so, and copied when the model is exported. A component of another mode
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,14 +108,26 @@ def read(path: Path) -> Parts:
     if not encoders:
         raise InputError(f"{path} has no folder 'text_encoder', which a Stable Diffusion model needs")
     check_together(path, network, codec, encoders)
-    named = {name for name, said in folder.index.items() if isinstance(said, list) and said[0] is not None}
-    left_out = {name: path / name for name in sorted({*named, *LEFT_OUT}) if _is_left_out(path / name)}
+    left_out = left_out_of(path, folder.index, ("unet",))
     return Parts(network, codec, encoders, folder.scheduler() or {}, folder.index, use, left_out)
 
 
-def _is_left_out(place: Path) -> bool:
-    read = ("unet", "vae", "scheduler", *ENCODERS, *TOKENIZERS.values())
-    return place.is_dir() and place.name not in read
+def left_out_of(path: Path, index: Mapping[str, Any], networks: Sequence[str]) -> dict[str, Path]:
+    """Folders of a pipeline that are left where they are: what its index names, and what pictures are judged by, but for what
+    is read (`networks` beside what every model has)."""
+    named = {name for name, said in index.items() if isinstance(said, list) and said[0] is not None}
+    read = {*networks, "vae", "scheduler", *ENCODERS, *TOKENIZERS.values()}
+    return {name: path / name for name in sorted({*named, *LEFT_OUT} - read) if (path / name).is_dir()}
+
+
+def copy_left_out(folder: Path, layout: Mapping[str, Any]) -> None:
+    """What was left out when a model was loaded, into the folder that it is written to."""
+    for name, place in (layout.get("left_out") or {}).items():
+        if not Path(place).is_dir():
+            raise InputError(
+                f"{place}: the model's {name} was left there when it was loaded, and is there no more; put it back"
+            )
+        shutil.copytree(place, folder / name)
 
 
 def check_together(path: Path, network: Any, codec: Any, encoders: Mapping[str, Any]) -> None:
@@ -164,12 +176,7 @@ def write(folder: Path, system: Any, latent_size: tuple[int, int]) -> None:
             text_encoders.write_folder(folder / name, networks[name], layout.get(name) or {})
             text_encoders.write_tokenizer(folder / TOKENIZERS[name], networks[name])
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
-    for name, place in (layout.get("left_out") or {}).items():
-        if not Path(place).is_dir():
-            raise InputError(
-                f"{place}: the model's {name} was left there when it was loaded, and is there no more; put it back"
-            )
-        shutil.copytree(place, folder / name)
+    copy_left_out(folder, layout)
     write_json(folder / "model_index.json", layout.get("index") or index_of(system, scheduler))
 
 

@@ -159,11 +159,18 @@ def public_tensors(encoder: Any, layout: Mapping[str, Any]) -> dict[str, Tensor]
     return as_stored(tensors, layout.get("dtypes"))
 
 
-def write_folder(place: Path, encoder: Any, layout: Mapping[str, Any]) -> None:
-    """Writes the encoder's folder: as it was loaded, if it was."""
+def write_folder(place: Path, encoder: Any, layout: Mapping[str, Any], projected: bool = False) -> None:
+    """Writes the encoder's folder: as it was loaded, if it was. projected: of the class with a projection of the pooled text;
+    by the identity, where there is none."""
     place.mkdir(parents=True, exist_ok=True)
-    write_json(place / "config.json", layout.get("config") or public_config(encoder.config))
-    write_tensors(place / "model.safetensors", public_tensors(encoder, layout), {"format": "pt"})
+    config, tensors = encoder.config, public_tensors(encoder, layout)
+    if projected and not config.model.projection:
+        model = config.model.model_copy(update={"projection": config.width})
+        config = config.model_copy(update={"model": model})
+        like = next(value for value in tensors.values() if value.is_floating_point())
+        tensors["text_projection.weight"] = torch.eye(config.width, dtype=like.dtype)
+    write_json(place / "config.json", layout.get("config") or public_config(config))
+    write_tensors(place / "model.safetensors", tensors, {"format": "pt"})
 
 
 def write_tokenizer(place: Path, encoder: Any) -> None:

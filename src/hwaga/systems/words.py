@@ -106,7 +106,8 @@ class Told:
                 raise InputError(f"components[{part!r}]={place}: this model has no encoder for it; name that too")
             encoder.tokenizer = text_encoders.read_tokenizer(inner)
             return True
-        if part not in ENCODERS or (place / "model.json").is_file() or not (inner / "config.json").is_file():
+        here = part in ENCODERS and part in type(self.config).model_fields
+        if not here or (place / "model.json").is_file() or not (inner / "config.json").is_file():
             return False
         words = place / TOKENIZERS[part]
         found = text_encoders.read_component(inner, words if words.is_dir() else None)
