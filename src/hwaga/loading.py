@@ -167,15 +167,51 @@ def _saved(folder: Path, dtype: torch.dtype, device: torch.device) -> System:
     cls = find(str(card.get("system")))
     config = cls.checked(card.get("config") or {})
     parts = card.get("components")
-    networks = {}
+    networks: dict[str, Any] = {}
+    bases: dict[str, System] = {}
     for name, network_config in cls.network_configs(config).items():
         if name in (*cls.trains_with, *cls.may_lack) and isinstance(parts, dict) and name not in parts:
             continue
         if not isinstance(parts, dict) or not isinstance(parts.get(name), dict):
             raise InputError(f"{where} says nothing of the component {name!r}")
+        if parts[name].get("of") == "weights":
+            networks[name] = _lent(folder, name, parts[name], dtype, device, bases)
+            continue
         within = "." if cls.flat else name
         networks[name] = _component(folder, name, within, parts[name], network_config, dtype, device)
     return cls(config, networks, About(**{**card.get("about", {}), "sha256": card.get("sha256")}))
+
+
+def _lent(
+    folder: Path, name: str, entry: Mapping[str, Any], dtype: torch.dtype, device: torch.device, bases: dict[str, System]
+) -> Any:  # fmt: skip
+    """A frozen network of the model that a LoRA was trained beside; small ones are held against their hash."""
+    import torch
+
+    from .systems.latents import fingerprint
+
+    source = str(entry.get("source"))
+    if source not in bases:
+        try:
+            bases[source] = _any(_find(source)[1], dtype, device)
+        except InputError as error:
+            raise InputError(f"{folder} is a LoRA beside the model {source}, which cannot be loaded: {error}") from None
+    network = bases[source].lends(name)
+    if network is None:
+        raise InputError(f"{folder} is a LoRA beside the {name} of {source}, which has none now")
+    small = sum(p.numel() * p.element_size() for p in network.parameters()) <= HASHED_BELOW
+    if small and dtype == torch.float32 and fingerprint(network) != entry.get("sha256"):
+        raise InputError(
+            f"{folder}: its {name} is that of {source}, but the weights there are others than it was trained with"
+        )
+    return network
+
+
+def _any(folder: Path, dtype: torch.dtype, device: torch.device) -> System:
+    """The model in a file or a folder of any kind."""
+    if folder.is_file():
+        return _file(folder, dtype, device, {})
+    return (_saved if (folder / "model.json").is_file() else _public)(folder, dtype, device)
 
 
 def _component(
@@ -262,10 +298,7 @@ def _replace(system: System, part: str, source: str | Path, dtype: Any, device: 
     grown = system.grows.get(re.sub(r"_\d+$", "", part)) if part not in known else None
     if part not in known and grown is None:
         raise unknown(f"component of {system.title}", part, [*known, *system.grows])
-    if folder.is_file():
-        other = _file(folder, dtype, device, {})
-    else:
-        other = (_saved if (folder / "model.json").is_file() else _public)(folder, dtype, device)
+    other = _any(folder, dtype, device)
     network = other.lends(part) or other.lends(re.sub(r"_\d+$", "", part))
     if network is None:
         raise InputError(f"components[{part!r}]={name}: it has no {part}; it has {', '.join(other.networks)}")

@@ -315,7 +315,8 @@ def _create(recipe: Recipe, data: Dataset, components: Mapping[str, nn.Module]) 
     from .systems import find
 
     counts = [] if data.labels is None else np.bincount(data.labels, minlength=len(data.classes)).tolist()
-    shared = {name: source for name, source in recipe.components.items() if source.startswith("openmoji/")}
+    beside = bool(recipe.model.get("lora"))  # of a LoRA the base is remembered, whatever it is
+    shared = {name: source for name, source in recipe.components.items() if beside or source.startswith("openmoji/")}
     about = {"data": data.config.source, "data_licence": data.licence, "attribution": data.attribution}
     cls = find(recipe.system)
     return cls.create(

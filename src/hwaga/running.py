@@ -144,7 +144,7 @@ def _session(folder: Path, recipe: Recipe, prepared: Prepared, processes: World,
     def keep(place: Path, weights: Weights, step: int) -> None:
         pictures = {"steps": step, "batch_size": recipe.training.batch_size}
         system.about.trained = {**pictures, "recipe": recipe.fingerprint()}
-        save(system, place, weights, replace=True)
+        save(system, place, weights, replace=True, base=False)
 
     def report() -> None:
         write_report(folder, f"{system.title}: {folder.name}", prepared.facts(), recipe.to_yaml(), prepared.notes())

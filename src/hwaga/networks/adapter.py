@@ -11,6 +11,7 @@ fit where training the whole does not.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -110,9 +111,10 @@ class Adapter(nn.Module):
                 pair.down.uniform_(-bound, bound, generator=generator)  # type: ignore[operator,union-attr]
                 pair.up.zero_()  # type: ignore[operator,union-attr]
 
-    def pairs(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """(down, up) by the name of the base's layer."""
-        return {_name(key): (pair.down, pair.up) for key, pair in self.layers.items()}  # type: ignore[misc]
+    def pairs(self, tensors: Mapping[str, Tensor] | None = None) -> dict[str, tuple[Tensor, Tensor]]:
+        """(down, up) by the name of the base's layer; of `tensors`, a state of this module, in place of its own."""
+        held = dict(self.named_parameters()) if tensors is None else tensors
+        return {_name(key): (held[f"layers.{key}.down"], held[f"layers.{key}.up"]) for key in self.layers}
 
     def attach(self, network: nn.Module) -> None:
         """From now on the network computes with this adapter; its own parameters need no gradients any more."""

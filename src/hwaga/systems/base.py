@@ -36,7 +36,7 @@ from ..samplers.noise import from_seed, replayed, stream
 from ..weights.quantised import is_quantised
 from .about import About as About
 from .labels import class_number, drawn_labels, listed_labels
-from .lora import TakesLora
+from .lora import TakesLora, beside_base
 from .pictures import read_picture, read_pictures, size_of, to_inside, to_pil
 from .sources import kept
 
@@ -161,7 +161,8 @@ class System(TakesLora):
         """A recipe's `model:` section with the configs of trained networks that it is to use, where it has a field of
         their name."""
         told = {name: part.config for name, part in components.items() if name in cls.Config.model_fields}
-        return {**{name: own.model_dump(mode="json") for name, own in told.items()}, **config}  # type: ignore[union-attr,operator]
+        rest = beside_base(config, components)
+        return {**{name: own.model_dump(mode="json") for name, own in told.items()}, **rest}  # type: ignore[union-attr,operator]
 
     @classmethod
     def check_component(cls, config: Mapping[str, Any], name: str, other: System) -> None:

@@ -23,6 +23,7 @@ from ..errors import InputError
 from ..interfaces import Batch, Denoise, Draw, Noise, Objective, Point, Precomputed, Stage, Terms
 from ..layers.attention import middle_attention, passing
 from ..networks.autoencoder import AutoencoderKLConfig
+from ..networks.adapter import LoraConfig
 from ..networks.uncertainty import UncertaintyConfig
 from ..objectives.denoising import denoising, held_out_bins, mean_terms
 from ..processes import ProcessConfig
@@ -36,6 +37,7 @@ from . import latents, students
 from .base import Defaults, Request, System
 from .inversion import OWN, check_inversion, check_inversion_label, inverted, unclipped
 from .likelihoods import bits, told
+from .lora import adapter_of
 from .pictures import to_inside
 from .sources import fitted, read_mask
 from .strips import strip
@@ -105,9 +107,12 @@ class DiffusionConfig(BaseModel, frozen=True, extra="forbid"):
     )
     latents: Literal["sample", "mean"] = Field("sample", description="what training sees of a picture's posterior")
     student: students.StudentConfig | None = Field(None, description="distilled for few steps; null: a plain denoiser")
+    lora: LoraConfig | None = Field(None, description="train small matrices beside a frozen components.network; null: all of it")
 
     @model_validator(mode="after")
     def _student_fits(self) -> DiffusionConfig:
+        if self.lora is not None and self.uncertainty:
+            raise ValueError("lora with uncertainty=true: the matrices alone are trained; set uncertainty=false")
         students.agrees(self)
         return self
 
@@ -140,11 +145,12 @@ class Diffusion(System):
     def __init__(self, config: Any, networks: Mapping[str, Any], about: Any) -> None:
         super().__init__(config, networks, about)
         self.process = config.process.build()
+        self.attach_lora()
 
     @classmethod
     def check_component(cls, config: Mapping[str, Any], name: str, other: System) -> None:
-        if name == "teacher":
-            students.check_teacher(config.get("process", {}), other)
+        if name == "teacher" or (name == "network" and config.get("lora")):
+            students.check_path(config.get("process", {}), other, name)
 
     @property
     def network(self) -> Any:
@@ -163,6 +169,8 @@ class Diffusion(System):
     def network_configs(cls, config: Any) -> dict[str, Any]:
         beside = {"teacher": config.teacher, "autoencoder": config.autoencoder}
         beside["uncertainty"] = UncertaintyConfig() if config.uncertainty else None
+        if config.lora is not None:
+            beside["lora"] = adapter_of(config.network, config.lora)
         return {"network": config.network, **{name: part for name, part in beside.items() if part is not None}}
 
     # ------------------------------------------------------------------------------------------- what a subclass may say
@@ -220,10 +228,10 @@ class Diffusion(System):
     def stages(self) -> list[Stage]:
         if self.config.student is not None:
             return [students.stage(self)]
-        names: tuple[str, ...] = ("network", "uncertainty")
+        names: tuple[str, ...] = ("lora",) if self.config.lora else ("network", "uncertainty")
         trained = {name: self.networks[name] for name in names if name in self.networks}
         objective = Objective("denoising", tuple(trained), self.loss)
-        return [Stage("denoising", trained, [objective], ("network",), self.held_out)]
+        return [Stage("denoising", trained, [objective], names[:1], self.held_out)]
 
     def loss(self, batch: Batch, draw: Draw) -> Terms:
         """One step of training: algorithm 1, with conditions hidden now and then."""

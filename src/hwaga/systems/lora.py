@@ -15,15 +15,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import InputError, unknown
 from ..formats import lora as files
-from ..networks.adapter import Adapter
+from ..networks.adapter import Adapter, AdapterConfig, LoraConfig
 from ..weights.lora import Change, Loras, LowRank, Place, forget
 from ..weights.quantised import is_quantised
 
@@ -50,6 +51,8 @@ class TakesLora:
     """The part of `System` that is about LoRAs."""
 
     networks: dict[str, nn.Module]
+    about: Any
+    label_count: Any
     title: ClassVar[str]
     lora_lead: ClassVar[str] = "unet."  # what peft's names of the network begin with in public files
 
@@ -155,14 +158,42 @@ class TakesLora:
         files.write(Path(file), self._changes(name), self.spellings()[names], names, self.lora_lead)
         return Path(file)
 
-    def merge_lora(self) -> None:
-        """Makes the LoRA that this model was trained as a change of its weights, as a loaded one is: for writing the whole."""
-        if (adapter := self._adapter) is not None:
-            changes, scale = self._changes(TRAINED), adapter.scale
-            adapter.detach_from()
-            del self.networks["lora"]
-            if self._loras.measure(changes) > 0:
-                self._loras.add(TRAINED, changes, scale)
+    @contextmanager
+    def merged_lora(self) -> Iterator[None]:
+        """Inside, the LoRA that this model was trained as is in its weights, so that they can be written as a whole."""
+        adapter = self._adapter
+        changes = {} if adapter is None else self._changes(TRAINED)
+        if adapter is None or adapter.scale == 0 or self._loras.measure(changes) == 0:
+            yield
+            return
+        adapter.detach_from()
+        self._loras.add(TRAINED, changes, adapter.scale)
+        try:
+            yield
+        finally:
+            self._loras.remove(TRAINED)
+            self.attach_lora()
+
+    def attach_lora(self) -> None:
+        """Hangs the matrices of a model that is trained as a LoRA on its network, which is frozen from then on."""
+        if self._adapter is None:
+            return
+        mine, theirs = self.label_count(), len(self.about.classes)
+        if mine and theirs and mine != theirs:
+            raise InputError(
+                f"model.lora: components.network knows {mine} classes and the data have {theirs}; a LoRA cannot learn new ones: take "
+                f"data with those of the network"
+            )
+        self._adapter.attach(self.networks["network"])
+
+    def write_lora(self, folder: Path, tensors: Mapping[str, Tensor] | None = None) -> None:
+        """Writes the LoRA that this model is trained as into a folder, as other programs read it: lora.safetensors (peft's
+        names) and lora-kohya.safetensors. tensors: of the adapter, in place of its own (averaged ones)."""
+        if self._adapter is None:
+            return
+        changes = self._changes(TRAINED, tensors)
+        for names, file in (("peft", "lora.safetensors"), ("kohya", "lora-kohya.safetensors")):
+            files.write(folder / file, changes, self.spellings()[names], names, self.lora_lead)
 
     # ------------------------------------------------------------------------------------------------------------ inside
 
@@ -178,11 +209,11 @@ class TakesLora:
         held: Loras = self.__dict__["_held_loras"]
         return held
 
-    def _changes(self, name: str) -> Mapping[Place, Change]:
+    def _changes(self, name: str, tensors: Mapping[str, Tensor] | None = None) -> Mapping[Place, Change]:
         if name == TRAINED and (adapter := self._adapter) is not None:
             return {
                 Place("network", f"{module}.weight"): Change(LowRank(down.detach(), up.detach(), alpha=adapter.alpha))
-                for module, (down, up) in adapter.pairs().items()
+                for module, (down, up) in adapter.pairs(tensors).items()
             }
         return self._loras.loaded[name].changes
 
@@ -206,3 +237,25 @@ class TakesLora:
 def _checked_scale(scale: float) -> None:
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
         raise InputError(f"scale={scale!r}: a number is needed; 1 is as trained, 0 without effect")
+
+
+def beside_base(config: Mapping[str, Any], components: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """A recipe's `model:` section, whose network's sizes, where it trains a LoRA, are those of its base."""
+    if not config.get("lora"):
+        return dict(config)
+    if "network" not in components:
+        raise InputError(
+            "model.lora trains small matrices beside a trained network; name it: components.network=MODEL (and components.NAME of "
+            "its other parts)"
+        )
+    return {name: value for name, value in config.items() if name != "network"}
+
+
+def adapter_of(network: Any, lora: LoraConfig) -> AdapterConfig:
+    """The config of a LoRA on a network of this config. InputError for targets that it has not."""
+    config = AdapterConfig(network=network, **lora.model_dump())
+    try:
+        config.layers()
+    except ValueError as error:
+        raise InputError(f"model.lora.{error}") from None
+    return config

@@ -135,17 +135,17 @@ PATH = (
 """Fields of a process that say what a network's answer means: a student's are its teacher's."""
 
 
-def check_teacher(process: Mapping[str, Any], teacher: System) -> None:
-    """InputError where a model denoises on another path than the recipe's."""
-    if getattr(teacher.config, "process", None) is None:
-        raise InputError(f"components.teacher: {teacher.title} denoises nothing; a diffusion or a flow is needed")
+def check_path(process: Mapping[str, Any], other: System, name: str = "teacher") -> None:
+    """InputError where a model, a recipe's component `name`, denoises on another path than the recipe's."""
+    if getattr(other.config, "process", None) is None:
+        raise InputError(f"components.{name}: {other.title} denoises nothing; a diffusion or a flow is needed")
     mine = TypeAdapter(ProcessConfig).validate_python(process).model_dump()
-    theirs = teacher.config.process.model_dump()
-    for name in PATH:
-        if mine.get(name) != theirs.get(name):
+    theirs = other.config.process.model_dump()
+    for key in PATH:
+        if mine.get(key) != theirs.get(key):
             raise InputError(
-                f"components.teacher: its process has {name}={theirs.get(name)!r}, the recipe's {mine.get(name)!r}; set "
-                f"model.process.{name} to the teacher's"
+                f"components.{name}: its process has {key}={theirs.get(key)!r}, the recipe's {mine.get(key)!r}; set "
+                f"model.process.{key} to that of the {name}"
             )
 
 
