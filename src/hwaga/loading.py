@@ -34,6 +34,11 @@ PIPELINES = {  # public class: system
         "stable-diffusion",
     ),
     **dict.fromkeys(
+        ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline",
+         "StableDiffusion3InpaintPipeline", "StableDiffusion3PAGPipeline", "StableDiffusion3PAGImg2ImgPipeline"),
+        "stable-diffusion-3",
+    ),
+    **dict.fromkeys(
         ("ControlNetModel", "StableDiffusionControlNetPipeline", "StableDiffusionControlNetImg2ImgPipeline",
          "StableDiffusionControlNetInpaintPipeline", "StableDiffusionXLControlNetPipeline",
          "StableDiffusionXLControlNetImg2ImgPipeline", "StableDiffusionXLControlNetInpaintPipeline"),

@@ -179,10 +179,11 @@ def check_together(path: str, network: Found, codec: autoencoder.Found | None, e
 # --------------------------------------------------------------------------------------------------------------- writing
 
 
-def public_config(config: MMDiTConfig, size: tuple[int, int]) -> dict[str, Any]:
+def public_config(config: MMDiTConfig) -> dict[str, Any]:
     """The public config of ours; InputError in one sentence where there is none."""
-    if config.time_scale != MMDiTConfig().time_scale:
-        raise InputError(f"network.time_scale={config.time_scale:g}: {CLASS} has no field for it; 1000 can be exported")
+    for key in ("time_scale", "guidance_width", "span"):
+        if (value := getattr(config, key)) != (only := MMDiTConfig.model_fields[key].default):
+            raise InputError(f"network.{key}={value}: {CLASS} has no field for it; only {only} can be exported")
     return {
         "_class_name": CLASS, **DEFAULTS, "sample_size": config.base * config.patch, "patch_size": config.patch,
         "in_channels": config.in_channels, "num_layers": config.depth, "attention_head_dim": config.width // config.heads,
@@ -193,12 +194,12 @@ def public_config(config: MMDiTConfig, size: tuple[int, int]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def write(folder: Path, system: Any, latent_size: tuple[int, int]) -> None:
+def write(folder: Path, system: Any) -> None:
     """Writes a pipeline's folder into an empty one: as it was loaded, if it was."""
     layout, networks = system.about.layout, system.networks
     scheduler = layout.get("scheduler") or schedulers.written(system.config.process, system.config.sampling)
     own = layout.get("transformer") or {}
-    config = own.get("config") or public_config(networks["network"].config, latent_size)
+    config = own.get("config") or public_config(networks["network"].config)
     write_component(folder / "transformer", config, as_stored(networks["network"].state_dict(), own.get("dtypes")))
     (folder / "vae").mkdir()
     autoencoder.write_folder(folder / "vae", system.autoencoder, system.about.size, layout.get("vae") or {})

@@ -18,7 +18,7 @@ SD3Transformer2DModel folders, so that public files load as they are.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from einops import rearrange
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 from torch.utils.checkpoint import checkpoint
 
-from ..layers.embeddings import TimeEmbedding, sinusoid
+from ..layers.embeddings import TimeEmbedding, guidance_wave, sinusoid
 from ..layers.initialise import initialise, normal, variance_scaling
 from ..layers.joint import FeedForward, JointAttention, Told
 from ..layers.patches import Patches, assembled
@@ -65,6 +65,11 @@ class MMDiTConfig(BaseModel, frozen=True, extra="forbid"):
     qk_norm: bool = Field(False, description="RMS-norm of queries and keys")
     dual: tuple[int, ...] = Field((), description="blocks with a second attention of the picture's tokens alone")
     time_scale: float = Field(1000.0, description="factor of the time that the grid feeds")
+    guidance_width: int = Field(0, ge=0, multiple_of=2, description="of the sinusoid of a guidance scale; 0: told none")
+    span: bool = Field(False, description="told how far the step from here leads")
+
+    added_width: ClassVar[int] = 0  # it is told no sizes, as Stable Diffusion XL is
+    classes: ClassVar[int] = 0
 
     @model_validator(mode="before")
     @classmethod
@@ -129,17 +134,26 @@ class PlacedPatches(nn.Module):
 
 
 class TimeAndText(nn.Module):
-    """The vector that blocks are told: a time, plus the pooled text."""
+    """The vector that blocks are told: a time, plus the pooled text, plus what students are told."""
 
     def __init__(self, config: MMDiTConfig) -> None:
         super().__init__()
-        self.timestep_embedder = TimeEmbedding(FREQUENCIES, config.width)
+        self.config = config
+        self.timestep_embedder = TimeEmbedding(FREQUENCIES, config.width, config.guidance_width)
         self.text_embedder = TimeEmbedding(config.pooled_width, config.width)
+        self.span = TimeEmbedding(FREQUENCIES, config.width) if config.span else None
 
-    def forward(self, time: Float[Tensor, " n"], pooled: Float[Tensor, "n p"]) -> Float[Tensor, "n d"]:
-        """time: 0 ... 1000."""
-        wave = sinusoid(time, FREQUENCIES, cosine_first=True, shift=0.0).to(pooled.dtype)
-        return self.timestep_embedder(wave) + self.text_embedder(pooled)
+    def forward(
+        self, time: Float[Tensor, " n"], pooled: Float[Tensor, "n p"], guidance: Tensor | None, span: Tensor | None
+    ) -> Float[Tensor, "n d"]:
+        """time, guidance (a scale) and span (time here less time where the step leads), each (n,)."""
+        scale = self.config.time_scale
+        wave = lambda t: sinusoid(t.float() * scale, FREQUENCIES, cosine_first=True, shift=0.0).to(pooled.dtype)  # noqa: E731
+        told = None if guidance is None else guidance_wave(guidance, self.config.guidance_width).to(pooled.dtype)
+        y = self.timestep_embedder(wave(time), told) + self.text_embedder(pooled)
+        if (span is None) != (self.span is None):
+            raise ValueError(f"span={'given' if span is not None else None} with span={self.config.span} in the config")
+        return y if self.span is None or span is None else y + self.span(wave(span))
 
 
 class JointBlock(nn.Module):
@@ -196,8 +210,10 @@ class MMDiT(nn.Module):
     def initialise(self, generator: torch.Generator) -> None:
         """First weights: uniform by fan in and out; the time's normal with 0.02; what blocks are told, and what ends the
         network, 0, so that every block begins as the identity."""
-        told = [part for part in self.modules() if isinstance(part, Told)]
-        initialise(self, generator, zero=[self.proj_out, *(part.linear for part in told)])
+        zero: list[nn.Module] = [part.linear for part in self.modules() if isinstance(part, Told)]
+        zero += [part for part in (self.proj_out, self.time_text_embed.timestep_embedder.cond_proj) if part is not None]
+        zero += [] if self.time_text_embed.span is None else [self.time_text_embed.span.linear_2]
+        initialise(self, generator, zero=zero)
         with torch.no_grad():
             variance_scaling(
                 self.pos_embed.proj.weight.flatten(1), generator
@@ -208,12 +224,12 @@ class MMDiT(nn.Module):
 
     def forward(
         self, x: Float[Tensor, "n c h w"], time: Float[Tensor, " n"], text: Float[Tensor, "n m s"],
-        pooled: Float[Tensor, "n p"],
+        pooled: Float[Tensor, "n p"], guidance: Float[Tensor, " n"] | None = None, span: Float[Tensor, " n"] | None = None,
     ) -> Float[Tensor, "n o h w"]:  # fmt: skip
         """The raw prediction at x. `time` is what the grid feeds. Height and width are multiples of the patch and not above
-        `largest`: ValueError otherwise."""
+        `largest`: ValueError otherwise, and where a student's `guidance` or `span` is missing or not asked for."""
         h, rows = self.pos_embed(x), x.shape[2] // self.config.patch
-        told = silu(self.time_text_embed(time.float() * self.config.time_scale, pooled.to(x.dtype)))
+        told = silu(self.time_text_embed(time, pooled.to(x.dtype), guidance, span))
         said = self.context_embedder(text.to(x.dtype))
         for block in self.transformer_blocks:
             if self.checkpointing and torch.is_grad_enabled():

@@ -22,8 +22,8 @@ from torch import Tensor
 from ..errors import InputError
 from ..interfaces import Batch, Denoise, Draw, Noise, Objective, Point, Precomputed, Stage, Terms
 from ..layers.attention import middle_attention, passing
-from ..networks.autoencoder import AutoencoderKLConfig
 from ..networks.adapter import LoraConfig
+from ..networks.autoencoder import AutoencoderKLConfig
 from ..networks.uncertainty import UncertaintyConfig
 from ..objectives.denoising import denoising, held_out_bins, mean_terms
 from ..processes import ProcessConfig

@@ -181,8 +181,8 @@ class TakesLora:
         mine, theirs = self.label_count(), len(self.about.classes)
         if mine and theirs and mine != theirs:
             raise InputError(
-                f"model.lora: components.network knows {mine} classes and the data have {theirs}; a LoRA cannot learn new ones: take "
-                f"data with those of the network"
+                f"model.lora: components.network knows {mine} classes and the data have {theirs}; a LoRA learns no new ones, so "
+                f"data with those of the network are needed"
             )
         self._adapter.attach(self.networks["network"])
 
