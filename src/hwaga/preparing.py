@@ -235,6 +235,9 @@ def _memory(
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             networks = {name: config.build() for name, config in cls.network_configs(full).items()}
+        for name, part in components.items():
+            if hasattr(part, "files"):  # what a network has beside its weights: a tokenizer
+                networks[name].files = part.files
         system = cls(full, networks, About(size=data.config.shape, classes=data.classes))
         stages, sample = {stage.name: stage for stage in system.stages()}, _sample(data, system)
         needs = {name: _predict(recipe, stage, networks, sample, chosen) for name, stage in stages.items()}

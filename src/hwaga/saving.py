@@ -156,23 +156,26 @@ def _single(system: System, file: Path) -> Path:
     return file
 
 
-def convert(source: str | Path, dest: str | Path, to: str, dtype: str | None = None) -> Path:
+def convert(
+    source: str | Path, dest: str | Path, to: str, dtype: str | None = None, *, weights: str | None = None,
+    components: Mapping[str, str | Path] | None = None,
+) -> Path:  # fmt: skip
     """Loads a model and writes it in another format, tensors in the dtype that they were stored in.
 
     dtype: another type to store them in (our own format only): float16 halves the file. Networks that training alone needs
-    are then left out too: this is the form in which weights are given away.
+    are then left out too: this is the form in which weights are given away. weights, components: as `load` takes them.
     """
     if to not in FORMATS:
         raise unknown("format", to, FORMATS)
     if dtype is None:
-        return export(load(source, device="cpu", dtype="float32"), dest, to)
+        return export(load(source, device="cpu", dtype="float32", weights=weights, components=components), dest, to)
     import torch
 
     if to != "hwaga":
         raise InputError(f"dtype={dtype!r} with to={to!r}: only hwaga's own format stores another type")
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
-    system = load(source, device="cpu", dtype="float32")
+    system = load(source, device="cpu", dtype="float32", weights=weights, components=components)
     return save(system, dest, dtype=getattr(torch, dtype), training=False, refer=True)
 
 

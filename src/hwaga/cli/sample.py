@@ -129,9 +129,7 @@ def sample(
         weights=loaded["weights"],
     )
     for file, scale in loaded["loras"] or ():
-        if not hasattr(painter, "load_lora"):
-            raise InputError(f"--lora {file} given to {painter.title}, which takes no LoRA")
-        painter.load_lora(file, scale=scale)
+        print(f"hwaga: {painter.load_lora(file, scale=scale)}", file=sys.stderr)
     with Progress(f"painting with {model}", quiet) as bar, _no_word_lost(strict):
         images = painter.sample(**given, callback=bar.step, progress=False)
     records = [_kept(provenance.of(picture), loaded) for picture in images]
