@@ -181,3 +181,36 @@ def test_weights_of_8_bits_take_none(tmp_path):
     assert quantise(model.network, 1)
     with pytest.raises(InputError, match="8 bits"):
         model.load_lora(path)
+
+
+def test_a_stable_diffusion_takes_loras_in_the_names_of_folders_of_files_and_of_text_encoders(tmp_path):
+    inner = "transformer_blocks.0.attn2.to_k"
+    lead = {
+        "peft": f"unet.down_blocks.0.attentions.0.{inner}",
+        "kohya": f"lora_unet_down_blocks_0_attentions_0_{inner.replace('.', '_')}",
+        "of XL": f"lora_unet_input_blocks_1_1_{inner.replace('.', '_')}",
+    }
+    text = "text_model.encoder.layers.1.mlp.fc1"
+    heads = {"peft": f"text_encoder.{text}", "kohya": f"lora_te_{text.replace('.', '_')}"}
+    models = []
+    for kind, name in lead.items():
+        sides = ("lora_A", "lora_B") if kind == "peft" else ("lora_down", "lora_up")
+        head = heads.get(kind, heads["kohya"])
+        tensors = {
+            f"{name}.{sides[0]}.weight": random(2, 16), f"{name}.{sides[1]}.weight": random(8, 2, seed=2),
+            f"{head}.{sides[0]}.weight": random(2, 16, seed=3), f"{head}.{sides[1]}.weight": random(32, 2, seed=4),
+        }  # fmt: skip
+        model = tiny.stable_diffusion()
+        assert model.load_lora(file(tmp_path, tensors, f"{kind}.safetensors")).changed == 2
+        models.append(model)
+    for model in models[1:]:
+        assert same(weights(models[0]), weights(model))
+    models[0].unload_lora()
+    assert same(weights(models[0]), weights(tiny.stable_diffusion()))
+
+
+def test_files_for_stable_diffusion_are_written_in_the_folders_names_and_read_in_the_original_ones():
+    model = tiny.stable_diffusion()
+    spelled = model.spellings()
+    assert any("down_blocks.0.attentions.0.proj_in" in names for names in spelled["kohya"])
+    assert any("input_blocks.1.1.proj_in" in names for names in spelled["original"])

@@ -115,6 +115,11 @@ def own_names(part: str, network: nn.Module) -> dict[str, Place]:
     return found
 
 
+def of_others(spelled: Sequence[Spelled]) -> list[Spelled]:
+    """Those of all parts but the network that denoises."""
+    return [names for names in spelled if all(place.part != "network" for place in names.values())]
+
+
 def looked_up(spellings: Iterable[Spelled]) -> dict[str, Place]:
     """{a name as a file may spell it: the weight} of all spellings; the first that has a name keeps it."""
     found: dict[str, Place] = {}

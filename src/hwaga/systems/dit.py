@@ -29,6 +29,7 @@ from ..errors import InputError
 from ..files import write_json
 from ..formats import autoencoder as public_autoencoder
 from ..formats import dit as public
+from ..formats import lora as files
 from ..formats import schedulers
 from ..formats.folders import PublicFolder
 from ..formats.lora import Spelled
@@ -183,12 +184,12 @@ class DiT(Diffusion):
 
     def spellings(self) -> Mapping[str, Sequence[Spelled]]:
         """A LoRA names the weights as the public folder does, the original file, or this library."""
-        own = list(super().spellings()["peft"])  # of the network first
+        own = super().spellings()["peft"]
         try:
             folder, file = (public.spelled(self.network, "network", table) for table in (public.FOLDER, public.ORIGINAL))
         except ValueError:  # a network that public layouts have no names for
             return {"peft": own, "kohya": own}
-        written = [folder, *own[1:]]
+        written = [folder, *files.of_others(own)]
         return {"peft": written, "kohya": written, "original": [file], "own": own}
 
     def to_file(self, path: Path) -> None:

@@ -31,6 +31,7 @@ from ..conditioning.words import OWN as WORDS
 from ..conditioning.words import Words
 from ..errors import InputError
 from ..formats import ldm
+from ..formats import lora as files
 from ..formats import stable_diffusion as public
 from ..formats.lora import Spelled
 from ..networks.autoencoder import AutoencoderKLConfig
@@ -191,8 +192,8 @@ class StableDiffusion(Told, Words, Diffusion):
 
     def spellings(self) -> Mapping[str, Sequence[Spelled]]:
         """A LoRA names the weights as the public folder does, or the original file; kohya's trainers for XL the second."""
-        own = list(super().spellings()["peft"])
-        original = [ldm.spelled(self.network), *(names for names in own if all(p.part != "network" for p in names.values()))]
+        own = super().spellings()["peft"]
+        original = [ldm.spelled(self.network), *files.of_others(own)]
         return {"peft": own, "kohya": original if self.config.network.added_width else own, "original": original}
 
     # -------------------------------------------------------------------------------------------------------- how it paints
