@@ -244,7 +244,7 @@ def _component(
     network = fill(config, Mapped(file), str(file), dtype, device)
     if hasattr(network, "files"):  # what stands beside the weights, such as a tokenizer's
         own = ("config.json", "model.safetensors")
-        beside = {f.name: f.read_bytes() for f in place.iterdir() if f.is_file() and f.name not in own}
+        beside = {f.name: f.read_bytes() for f in file.parent.iterdir() if f.is_file() and f.name not in own}
         network.files = beside  # type: ignore[assignment]
     return network
 

@@ -58,7 +58,7 @@ def measure(
     if others and (features is None or isinstance(features, (str, Path))):
         judge = evaluation.load_features(features)
     asked, eye, told_by = [], None, trained_on or real
-    follows = painter is not None and "control" in painter.takes
+    follows = hasattr(painter, "maps")
     if painter is not None and not follows and "prompt" in painter.takes and (by_clip or told_by.captions is not None):
         asked = _asked(told_by, config, n or PICTURES, seed, combinations=bool(by_clip))
     if by_clip:
@@ -113,9 +113,9 @@ def _check_own(metrics: tuple[str, ...], painter: Any) -> None:
         raise InputError(f"metric 'codes' is the use of a codebook, and {_who(painter)} has none; leave it out")
 
 
-    if "control" in metrics and "control" not in getattr(painter, "takes", ()):
+    if "control" in metrics and not hasattr(painter, "maps"):
         raise InputError(f"metric 'control' asks whether a control map is followed, and {_who(painter)} takes none; leave it out")
-    if "control" in getattr(painter, "takes", ()) and any(name in metrics for name in BY_CLIP):
+    if hasattr(painter, "maps") and any(name in metrics for name in BY_CLIP):
         raise InputError(f"metric {BY_CLIP[0]!r} is of words alone, and {_who(painter)} is told a control map too; measure its base")
 
 

@@ -94,7 +94,21 @@ class Dataset:
         beside = [[name, held.key] for name, held in sorted(self.beside.items())]
         seen = [1, self.stored, self.rows.tolist(), self.names, labels, self.classes, self.captions, prepared]
         read = [self.wordings, config.caption_keep if config.caption_shuffle else None]
-        return digest([*seen, *([beside] if beside else []), *([read] if any(r is not None for r in read) else [])])
+        more = [beside] if beside else []
+        more += [read] if any(r is not None for r in read) else []
+        return digest([*seen, *more, *([self.extras] if self.extras else [])])
+
+    def with_extras(self, names: tuple[str, ...]) -> Dataset:
+        """The same pictures, with what the source has beside them in each batch. InputError where it has none of a name."""
+        for name in names:
+            if name not in EXTRAS:
+                raise ValueError(f"{name}: a source may have {', '.join(EXTRAS)} beside its pictures")
+            if self.lines is None:
+                raise InputError(
+                    f"line art of {self.config.source!r}: only the source openmoji has it; take a control kind that is made "
+                    "from pictures, such as model.control.kind=canny"
+                )
+        return replace(self, extras=names) if names != self.extras else self
 
     @cached_property
     def every_caption(self) -> list[str]:

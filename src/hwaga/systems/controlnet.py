@@ -308,24 +308,24 @@ class ControlNet(StableDiffusion):
             factor = net.config.map_factor
             hint = net.hint(controls.resized(maps.to(self.device), (y * factor, x * factor)))
             told[name.replace("controlnet", "hint")] = hint.expand(len(given), -1, -1, -1)
-        told["control_scales"] = self.scales(given).expand(len(given), -1)
-        if isinstance(given, Request) and given.inputs.get("guess_mode", False):
-            told["guess"] = torch.ones(len(given), device=self.device)
+        if isinstance(given, Request):  # a step of training weighs all with 1
+            told["control_scales"] = self.scales(given).expand(len(given), -1)
+            if given.inputs.get("guess_mode", False):
+                told["guess"] = torch.ones(len(given), device=self.device)
         return told
 
     def null(self, conditions: Conditions, given: Given) -> dict[str, Tensor]:
         """The same without words; in guess mode, and where a net speaks by means over all places, without that control."""
         told = super().null(conditions, given)
-        both = [float("guess" not in told and not config.pooled) for config in self.config.nets.values()]
-        told["control_scales"] = told["control_scales"] * torch.tensor(both).to(told["control_scales"])
+        if "control_scales" in told:
+            both = [float("guess" not in told and not config.pooled) for config in self.config.nets.values()]
+            told["control_scales"] = told["control_scales"] * torch.tensor(both).to(told["control_scales"])
         return told
 
-    def scales(self, given: Given) -> Tensor:
+    def scales(self, request: Request) -> Tensor:
         """(1, nets): the weight of each ControlNet, 0 outside its share of the steps."""
-        one = [1.0] * len(self.nets)
-        if isinstance(given, Request):
-            one = self.each("control_scale", given, 1.0)
-            one = [scale * on for scale, on in zip(one, given.inputs.get("control_on", [1] * len(one)), strict=True)]
+        one = self.each("control_scale", request, 1.0)
+        one = [scale * on for scale, on in zip(one, request.inputs.get("control_on", [1] * len(one)), strict=True)]
         return torch.tensor([one], dtype=torch.float32, device=self.device)
 
     def map(self, request: Request, i: int) -> Tensor:
@@ -353,29 +353,35 @@ class ControlNet(StableDiffusion):
     def compute(self, x: Tensor, time: Tensor, beside: Tensor | None = None, **conditions: Any) -> Tensor:
         """The raw prediction of the locked network, with what the ControlNets add."""
         hints = {name: conditions.pop(name.replace("controlnet", "hint")) for name in self.config.nets}
-        scales, guess = conditions.pop("control_scales"), conditions.pop("guess", None) is not None
+        scales, guess = conditions.pop("control_scales", None), conditions.pop("guess", None) is not None
         conditions["residuals"] = self.residuals(x, time, hints, scales, guess, conditions)
         return super().compute(x, time, beside, **conditions)
 
     def residuals(
-        self, x: Tensor, time: Tensor, hints: Mapping[str, Tensor], scales: Tensor, guess: bool, told: Mapping[str, Any]
+        self, x: Tensor, time: Tensor, hints: Mapping[str, Tensor], scales: Tensor | None, guess: bool,
+        told: Mapping[str, Any],
     ) -> Residuals | None:  # fmt: skip
-        """What all ControlNets add together; None where all weights are 0. Pictures of weight 0 are not looked at."""
+        """What all ControlNets add together; None where all weights are 0. Pictures of weight 0 are not looked at.
+
+        scales: (n, nets); None weighs all with 1.
+        """
         said: list[Residuals] = []
-        for (name, hint), column in zip(hints.items(), scales.unbind(1), strict=True):
-            net, rows = self.networks[name], column.tolist()
-            scale = next((row for row in rows if row), 0.0)
+        own = {key: told[key] for key in ("text", "pooled", "ids") if key in told}
+        for i, (name, hint) in enumerate(hints.items()):
+            net, rows = self.networks[name], [1.0] if scales is None else scales[:, i].tolist()
+            scale, entering = (
+                next((row for row in rows if row), 0.0),
+                x.to(next(self.networks[name].parameters()).dtype),
+            )
             if not scale:
                 continue
-            own = {key: told[key] for key in ("text", "pooled", "ids") if key in told}
-            x_in = x.to(next(net.parameters()).dtype)
             if all(rows):
-                said.append(net(x_in, time, hint=hint, scale=scale, guess=guess, **own))
+                said.append(net(entering, time, hint=hint, scale=scale, guess=guess, **own))
                 continue
-            chosen = column.nonzero().flatten()
-            own = {key: value[chosen] for key, value in own.items()}
-            added = net(x_in[chosen], time[chosen], hint=hint[chosen], scale=scale, guess=guess, **own)
-            said.append(_spread(added, chosen, len(x)))
+            at = torch.tensor(rows, device=x.device).nonzero().flatten()
+            some = {key: value[at] for key, value in own.items()}
+            added = net(entering[at], time[at], hint=hint[at], scale=scale, guess=guess, **some)
+            said.append(_spread(added, at, len(x)))
         return summed(said) if said else None
 
     # -------------------------------------------------------------------------------------------------------- how it paints
