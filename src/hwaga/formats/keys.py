@@ -12,6 +12,7 @@ closed set of moves. `places` says where each of our tensors is, `Assembled` rea
     negate    the same with the other sign
     rows      ours is one of several equal parts of a public one, by rows (the way round that `join` is not): a view
     transpose rows and columns exchanged
+    swap      the two halves of the rows exchanged (a scale before its shift)
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def rename(tensors: Mapping[str, Value], table: Iterable[Row], back: bool = Fals
 
 # ---------------------------------------------------------------------------------------------------------------- moves
 
-Move = Literal["same", "join", "repeat", "negate", "rows", "transpose"]
+Move = Literal["same", "join", "repeat", "negate", "rows", "transpose", "swap"]
 
 
 class Moved(NamedTuple):
@@ -139,6 +140,8 @@ class Assembled(Mapping[str, Tensor]):
             return first.chunk(part[1])[part[0]]
         if move == "transpose":
             return first.t().contiguous()
+        if move == "swap":
+            return _swapped(first)
         for other in names[1:]:
             if not torch.equal(self._tensors[other], first):
                 raise InputError(f"{self._file}: {other} differs from {names[0]}; in this model they are one tensor")
@@ -161,9 +164,14 @@ def taken_apart(tensors: Mapping[str, Tensor], where: Mapping[str, Place]) -> di
             rows.setdefault(names[0], {})[part[0]] = value
             continue
         value = -value if move == "negate" else value.t() if move == "transpose" else value
+        value = _swapped(value) if move == "swap" else value
         parts = value.chunk(len(names)) if move == "join" else [value] * len(names)
         public |= dict(zip(names, parts, strict=True))
     return public | {name: torch.cat([parts[k] for k in sorted(parts)]) for name, parts in rows.items()}
+
+
+def _swapped(value: Tensor) -> Tensor:
+    return torch.cat(value.chunk(2)[::-1])
 
 
 def _some(names: list[str]) -> str:

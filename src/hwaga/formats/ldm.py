@@ -419,12 +419,12 @@ def read_file(path: Path, tensors: Mapping[str, Tensor]) -> FileParts:
     used: set[str] = set()
     below = lambda prefix: {n.removeprefix(prefix): s for n, s in shapes.items() if n.startswith(prefix)}  # noqa: E731
     inner = below(UNET)
-    config = _told(TextUNetConfig, own.get("network"), where) or unet_config(inner, family, said, where)
+    config = from_header(TextUNetConfig, own.get("network"), where) or unet_config(inner, family, said, where)
     unet = _unet(tensors, inner, config, where)
     used |= {UNET + name for name in inner}
     codec = None
     if kept := [n for n in below(CODEC) if not SKIPPED.fullmatch(CODEC + n)]:
-        codec = _codec(tensors, kept, own.get("autoencoder"), header.get("latents") or said.scale or SCALES[family], where)
+        codec = codec_of(tensors, kept, own.get("autoencoder"), header.get("latents") or said.scale or SCALES[family], where)
         used |= {CODEC + name for name in kept}
     use = stable_diffusion.use_of(config)
     encoders = {}
@@ -456,7 +456,8 @@ def _scheduler(kind: str, said: Said, predicts: str) -> dict[str, Any]:
     return {**SCHEDULERS[kind], **given, "prediction_type": prediction}
 
 
-def _told(kind: type[Any], values: Mapping[str, Any] | None, where: str) -> Any:
+def from_header(kind: type[Any], values: Mapping[str, Any] | None, where: str) -> Any:
+    """A config that hwaga wrote into a file's header; None where it wrote none."""
     if values is None:
         return None
     try:
@@ -478,12 +479,12 @@ def _unet(tensors: Mapping[str, Tensor], inner: Mapping[str, Any], config: TextU
     return Renamed(tensors, {ours: UNET + old for ours, old in names.items()})
 
 
-def _codec(
+def codec_of(
     tensors: Mapping[str, Tensor], kept: list[str], told: Mapping[str, Any] | None, latents: Any, where: str
 ) -> autoencoder.Found:  # fmt: skip
     """The autoencoder. latents: its scale, or the fields of a public config that say scale and shift."""
     ours = autoencoder.from_ldm(tensors, CODEC, kept)
-    config = _told(AutoencoderKLConfig, told, where) or autoencoder.config_of(ours, where)
+    config = from_header(AutoencoderKLConfig, told, where) or autoencoder.config_of(ours, where)
     public = latents if isinstance(latents, dict) else {"scaling_factor": latents}
     shift, scale = autoencoder.scaling(public, config.latent_channels)
     layout = {"dtype": autoencoder.stored(ours)}
@@ -498,12 +499,12 @@ def _text(
     """A text encoder, and the names in the file that it takes. penultimate: its last layer is not used, and left out."""
     block = "transformer.resblocks" if encoder.open_clip else "text_model.encoder.layers"
     layers = 1 + max((int(m[1]) for name in inner if (m := re.match(rf"{re.escape(block)}\.(\d+)\.", name))), default=-1)
-    config = _told(TextEncoderConfig, told, where)
+    config = from_header(TextEncoderConfig, told, where)
     if config is None:
         model = text_config(inner, encoder, layers - penultimate, where)
         if encoder.prefix.startswith("cond_stage_model.model."):
             model = model.model_copy(update={"projection": 0})  # SD 2 uses no pooled text
-        config = _told(TextEncoderConfig, {"model": model, "length": model.positions, **how}, where)
+        config = from_header(TextEncoderConfig, {"model": model, "length": model.positions, **how}, where)
     with torch.device("meta"):
         needed = list(config.build().state_dict())
     table = OPEN_CLIP if encoder.open_clip else (Moved("{path}", ("{path}",)),)
@@ -529,8 +530,9 @@ def spelled(network: Any) -> dict[str, Place]:
 def write_file(path: Path, system: Any) -> None:
     """Writes one safetensors file under the original names, in the dtypes that were loaded; what tensors do not say goes into
     its header. InputError for networks that have no such names."""
-    networks, layout, config = system.networks, system.about.layout, system.config
-    family = family_to_write(system)
+    layout, config, family = system.about.layout, system.config, family_to_write(system)
+    codec = autoencoder.shiftless(system.networks["autoencoder"], layout.get("vae") or {})
+    networks = {**system.networks, "autoencoder": codec}
     configs = {name: networks[name].config.model_dump(mode="json") for name in (*ENCODERS[family], "network", "autoencoder")}
     public = autoencoder.public_config(networks["autoencoder"], system.about.size)
     fields = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")

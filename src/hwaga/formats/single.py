@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ..errors import InputError
 from ..weights.mapped import Mapped, read_pickled
-from . import autoencoder, controlnet, dit, ldm, lora, stylegan_pickle, vqgan
+from . import autoencoder, controlnet, dit, ldm, lora, sd3_file, stylegan_pickle, vqgan
 
 Tensors = Mapping[str, Any]
 """Tensors by name, as `weights.mapped` gives them."""
@@ -34,6 +34,7 @@ RULES: list[Rule] = [
     Rule("controlnet", "ControlNet", controlnet.is_alone),
     Rule("controlnet", "ControlNet with the Stable Diffusion that it controls", controlnet.is_whole),
     Rule("stable-diffusion", "Stable Diffusion 1, 2 or XL", ldm.is_stable_diffusion),
+    Rule("stable-diffusion-3", "Stable Diffusion 3 or 3.5", sd3_file.is_sd3),
     Rule("vae", "autoencoder of Stable Diffusion or Flux", lambda tensors: autoencoder.prefix_of(tensors) is not None),
 ]
 

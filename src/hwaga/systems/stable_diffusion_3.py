@@ -29,6 +29,7 @@ from ..conditioning.text_encoders import ENCODERS, Encoded, TextEncoder, TextEnc
 from ..conditioning.words import OWN as WORDS
 from ..errors import InputError
 from ..formats import sd3 as public
+from ..formats import sd3_file
 from ..formats.lora import Spelled
 from ..interfaces import Batch, Draw
 from ..networks.autoencoder import AutoencoderKLConfig
@@ -108,11 +109,11 @@ class StableDiffusion3(StableDiffusion):
 
     name, title, year = "stable-diffusion-3", "Stable Diffusion 3", 2024
     paper = "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis (arXiv:2403.03206)"
-    formats: ClassVar[tuple[str, ...]] = ("diffusers",)
+    formats: ClassVar[tuple[str, ...]] = ("diffusers", "single")
     may_lack: ClassVar[tuple[str, ...]] = ("autoencoder", *ENCODERS)
     grows: ClassVar[Mapping[str, str]] = {}
     own: ClassVar[Mapping[str, str]] = {**Diffusion.own, **WORDS}
-    more_checks = Diffusion.more_checks
+    more_checks: ClassVar[Mapping[str, Any]] = {}
     lora_lead = "transformer."
     Config = StableDiffusion3Config
 
@@ -164,13 +165,14 @@ class StableDiffusion3(StableDiffusion):
     @classmethod
     def from_diffusers(cls, path: Path, dtype: torch.dtype, device: torch.device) -> StableDiffusion3:
         """A pipeline's folder; what it looked like is kept, so that it is saved again the same."""
-        return cls.of_parts(public.read(path), dtype, device)  # type: ignore[arg-type]
+        return cls.of_parts(public.read(path), dtype, device)
 
     @classmethod
     def of_parts(cls, parts: Any, dtype: torch.dtype, device: torch.device) -> StableDiffusion3:
         """The model of what a folder or a file holds."""
         (process, sampling), network = parts.process(), parts.network.config
-        codec = AutoencoderKLConfig(latent_channels=network.in_channels) if parts.codec is None else parts.codec.config
+        none = AutoencoderKLConfig(latent_channels=network.in_channels, quant_conv=False, post_quant_conv=False)
+        codec = none if parts.codec is None else parts.codec.config
         config = cls.checked({
             "network": network, "process": process, "sampling": sampling, "autoencoder": codec,
             **{name: found.config for name, found in parts.encoders.items()},
@@ -192,6 +194,17 @@ class StableDiffusion3(StableDiffusion):
                 f"of CLIP; a model trained with {public.T5_LENGTH} can be exported"
             )
         public.write(folder, self)
+
+    @classmethod
+    def from_file(
+        cls, path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device,
+        components: Mapping[str, Any],
+    ) -> StableDiffusion3:  # fmt: skip
+        """A file with the transformer and what else it holds; tokenizers are in none and come from `components`."""
+        return cls.of_parts(sd3_file.read_file(path, tensors), dtype, device)
+
+    def to_file(self, path: Path) -> None:
+        sd3_file.write_file(path, self)
 
     def spellings(self) -> Mapping[str, Sequence[Spelled]]:
         """A LoRA names the weights as the public folder does."""
