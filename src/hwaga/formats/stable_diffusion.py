@@ -35,6 +35,15 @@ PIPELINES = (
 """Public classes whose folders are read here."""
 
 
+_OFFSET = {"steps_offset": 1}
+MENDED: dict[str, dict[str, Any]] = {
+    "StableDiffusionPipeline": {**_OFFSET, "clip_sample": False},
+    "StableDiffusionImg2ImgPipeline": {**_OFFSET, "clip_sample": False},
+    "StableDiffusionInpaintPipeline": {**_OFFSET, "skip_prk_steps": True},
+}
+"""What these pipelines of diffusers 0.42 set in a scheduler's config, whatever the folder says."""
+
+
 @dataclass(frozen=True)
 class Use:
     """How a kind of model uses its text encoders, and what its published pipeline does when nothing is said."""
@@ -77,9 +86,15 @@ class Parts:
         """Whether no negative prompt is zeros."""
         return bool(self.index.get("force_zeros_for_empty_prompt", self.use is XL))
 
+    def mended(self) -> dict[str, Any]:
+        """Fields of the scheduler's config that its published pipeline takes for outdated, with what it puts in their place."""
+        full = {**schedulers.DEFAULTS.get(self.scheduler.get("_class_name", ""), {}), **self.scheduler}
+        wanted = MENDED.get(self.index.get("_class_name", ""), {})
+        return {name: value for name, value in wanted.items() if name in full and full[name] != value}
+
     def process(self) -> tuple[Any, dict[str, Any]]:
         """The process, and fields of SamplingConfig."""
-        process, sampling = schedulers.read(self.scheduler, self.network.where)
+        process, sampling = schedulers.read(self.scheduler | self.mended(), self.network.where)
         few = sampling["sampler"] == "lcm"
         return process, {
             "steps": None if few else self.use.steps,
@@ -170,7 +185,8 @@ def write(folder: Path, system: Any, latent_size: tuple[int, int]) -> None:
     scheduler = layout.get("scheduler") or schedulers.written(system.config.process, system.config.sampling)
     text_unet.write_folder(folder / "unet", networks["network"], latent_size, layout.get("unet") or {})
     (folder / "vae").mkdir()
-    autoencoder.write_folder(folder / "vae", system.autoencoder, system.about.size, layout.get("vae") or {})
+    told = layout.get("vae") or {}
+    autoencoder.write_folder(folder / "vae", autoencoder.shiftless(system.autoencoder, told), system.about.size, told)
     for name in ENCODERS:
         if name in networks:
             text_encoders.write_folder(folder / name, networks[name], layout.get(name) or {})

@@ -151,7 +151,8 @@ class DiT(Diffusion):
             return
         codec = folder / "vae"
         codec.mkdir()
-        public_autoencoder.write_folder(codec, self.autoencoder, self.about.size, layout.get("vae") or {})
+        told = layout.get("vae") or {}
+        public_autoencoder.write_folder(codec, public_autoencoder.shiftless(self.autoencoder, told), self.about.size, told)
         write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
         write_json(folder / "model_index.json", layout.get("index") or {
             "_class_name": "DiTPipeline", "id2label": {str(i): name for i, name in enumerate(self.about.classes)},
