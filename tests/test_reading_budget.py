@@ -63,9 +63,13 @@ TINY: dict[str, dict[str, Any]] = {
         "r1_every": 1,
     },
     "stable-diffusion": {"network": tiny.WORDED, "process": {"timesteps": 10}, "sampling": {"sampler": "ddim"}},
+    "controlnet": {
+        "network": tiny.WORDED, "process": {"timesteps": 10}, "sampling": {"sampler": "ddim"}, "control": {"kind": "silhouette"},
+        "controlnet": {"hint_channels": [8]},
+    },  # fmt: skip
 }
 """A config of every system, as small as can be."""
-WORDS = ("stable-diffusion",)
+WORDS = ("stable-diffusion", "controlnet")
 """Systems that are told words by a trained text encoder, which they take as a component."""
 
 
@@ -151,7 +155,9 @@ def training_step(system: Any) -> Callable[[], object]:
 
 
 def sampling_call(system: Any) -> Callable[[], object]:
-    walk = {"steps": 3} if "steps" in system.takes else {}
+    walk: dict[str, Any] = {"steps": 3} if "steps" in system.takes else {}
+    if hasattr(system, "maps"):  # paints by a control map
+        walk["control"] = torch.zeros(3, 8, 8)
 
     def call() -> object:
         return system.sample(n=1, **walk, seed=0, output="tensor", progress=False)

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import hwaga
+from hwaga.conditioning.controlnet import ControlNetConfig
 from hwaga.errors import InputError
 from hwaga.formats import controlnet as public
 from hwaga.layers.initialise import build_on
-from hwaga.networks.controlnet import ControlNetConfig
 from hwaga.networks.text_unet import TextUNetConfig
 from hwaga.saving import convert
 

@@ -24,10 +24,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from ..conditioning.controlnet import ControlNetConfig
 from ..errors import InputError, first_mistake
 from ..files import read_json, write_json, write_tensors
-from ..networks.controlnet import ControlNetConfig
-from ..weights.fill import fill
+from ..weights.fill import fill, without_memory
 from ..weights.mapped import Renamed
 from . import ldm, text_unet
 from .folders import PublicFolder, full_config, write_component
@@ -169,7 +169,7 @@ def read_file(path: Path, tensors: Mapping[str, Tensor]) -> Found:
     inner = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
     told = ldm.own_header(tensors, path)
     config = _told(told, path) if told and "controlnet" in told else _config_of(inner, path)
-    with torch.device("meta"):
+    with without_memory():
         needed = {name: tuple(value.shape) for name, value in config.build().state_dict().items()}
     names = original_names(needed, config)
     if missing := sorted(set(names.values()) - inner.keys()):

@@ -4,9 +4,9 @@ import pytest
 import tiny
 import torch
 
+from hwaga.conditioning.controlnet import ControlNetConfig, summed
 from hwaga.formats import controlnet as public
 from hwaga.layers.initialise import build_on
-from hwaga.networks.controlnet import ControlNetConfig, summed
 from hwaga.networks.text_unet import TextUNetConfig
 
 BASE = TextUNetConfig(**tiny.WORDED, text_width=16)

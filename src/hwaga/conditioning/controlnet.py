@@ -26,8 +26,8 @@ from ..layers.conv import Conv2d
 from ..layers.initialise import initialise
 from ..layers.resnet import ResnetBlock
 from ..layers.spatial import SpatialTransformer
-from .text_unet import Residuals, TextUNet, TextUNetConfig, TextUNetDown
-from .unet import memory_format
+from ..networks.text_unet import Residuals, TextUNet, TextUNetConfig, TextUNetDown
+from ..networks.unet import memory_format
 
 GUESS_FROM = (
     0.1  # guess mode: what is added to conv_in's output is weighed with this, the middle with 1, evenly in logarithm
