@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import InputError, LostWords
+from ..errors import InputError, LostWords, not_finite
 from ..interfaces import Batch, Draw
 from . import prompts
 from .text_encoders import ENCODERS, Encoded, TextEncoder
@@ -148,6 +148,8 @@ class Words:
         states, pooled = self.joined({name: self._by(one, text or "", inputs) for name, one in self.encoders.items()})
         dtype = next(self.networks["network"].parameters()).dtype
         states, pooled = states.to(dtype), None if pooled is None else pooled.to(dtype)
+        if not bool(torch.isfinite(states).all()):
+            raise not_finite("in what the text encoder says of the prompt", str(dtype))
         if text is None and self.config.zeros_for_empty:
             return Encoded(torch.zeros_like(states), None if pooled is None else torch.zeros_like(pooled))
         return Encoded(states, pooled)

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from ..errors import InputError, first_mistake
 from ..files import write_tensors
 from ..networks.dit import DiTConfig, fixed_positions
-from ..weights.fill import fill
+from ..weights.fill import fill, without_memory
 from ..weights.lora import Place as Weight
 from .autoencoder import stored, typed
 from .folders import PublicFolder, write_component
@@ -112,7 +112,7 @@ def _checked(values: dict[str, Any], where: str) -> DiTConfig:
 
 
 def _names(config: DiTConfig) -> list[str]:
-    with torch.device("meta"):
+    with without_memory():
         return list(config.build().state_dict())
 
 

@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
@@ -36,6 +35,7 @@ from ..files import write_tensors
 from ..networks.autoencoder import AutoencoderKLConfig
 from ..networks.clip_text import ClipTextConfig
 from ..networks.text_unet import TextUNetConfig
+from ..weights.fill import without_memory
 from ..weights.lora import Place
 from ..weights.mapped import Renamed
 from . import autoencoder, schedulers, stable_diffusion, text_encoders, text_unet
@@ -415,7 +415,8 @@ def read_file(path: Path, tensors: Mapping[str, Tensor]) -> FileParts:
     family, where = family_of(tensors) or "1", str(path)
     shapes = getattr(tensors, "shapes", None) or {name: tuple(value.shape) for name, value in tensors.items()}
     said, header = yaml_beside(path) or Said(), own_header(tensors, path) or {}
-    own: dict[str, Any] = header.get("networks") if isinstance(header.get("networks"), dict) else {}
+    networks = header.get("networks")
+    own: dict[str, Any] = networks if isinstance(networks, dict) else {}
     used: set[str] = set()
     below = lambda prefix: {n.removeprefix(prefix): s for n, s in shapes.items() if n.startswith(prefix)}  # noqa: E731
     inner = below(UNET)
@@ -424,7 +425,9 @@ def read_file(path: Path, tensors: Mapping[str, Tensor]) -> FileParts:
     used |= {UNET + name for name in inner}
     codec = None
     if kept := [n for n in below(CODEC) if not SKIPPED.fullmatch(CODEC + n)]:
-        codec = codec_of(tensors, kept, own.get("autoencoder"), header.get("latents") or said.scale or SCALES[family], where)
+        codec = codec_of(
+            tensors, kept, own.get("autoencoder"), header.get("latents") or said.scale or SCALES[family], where
+        )
         used |= {CODEC + name for name in kept}
     use = stable_diffusion.use_of(config)
     encoders = {}
@@ -469,7 +472,7 @@ def from_header(kind: type[Any], values: Mapping[str, Any] | None, where: str) -
 
 def _unet(tensors: Mapping[str, Tensor], inner: Mapping[str, Any], config: TextUNetConfig, where: str) -> Renamed:
     """The U-Net under our names."""
-    with torch.device("meta"):
+    with without_memory():
         needed = list(config.build().state_dict())
     names = unet_names(needed, config)
     if missing := sorted(set(names.values()) - inner.keys()):
@@ -498,18 +501,22 @@ def _text(
 ) -> tuple[text_encoders.Found, set[str]]:  # fmt: skip
     """A text encoder, and the names in the file that it takes. penultimate: its last layer is not used, and left out."""
     block = "transformer.resblocks" if encoder.open_clip else "text_model.encoder.layers"
-    layers = 1 + max((int(m[1]) for name in inner if (m := re.match(rf"{re.escape(block)}\.(\d+)\.", name))), default=-1)
+    layers = 1 + max(
+        (int(m[1]) for name in inner if (m := re.match(rf"{re.escape(block)}\.(\d+)\.", name))), default=-1
+    )
     config = from_header(TextEncoderConfig, told, where)
     if config is None:
         model = text_config(inner, encoder, layers - penultimate, where)
         if encoder.prefix.startswith("cond_stage_model.model."):
             model = model.model_copy(update={"projection": 0})  # SD 2 uses no pooled text
         config = from_header(TextEncoderConfig, {"model": model, "length": model.positions, **how}, where)
-    with torch.device("meta"):
+    with without_memory():
         needed = list(config.build().state_dict())
     table = OPEN_CLIP if encoder.open_clip else (Moved("{path}", ("{path}",)),)
     spots = places(needed, table)
-    beyond = {n for n in inner if re.match(rf"{re.escape(block)}\.{config.model.layers}\.", n)} if penultimate else set()
+    beyond = (
+        {n for n in inner if re.match(rf"{re.escape(block)}\.{config.model.layers}\.", n)} if penultimate else set()
+    )
     below = Renamed(tensors, {name: encoder.prefix + name for name in inner})
     skipped = [name for name in inner if SKIPPED.fullmatch(encoder.prefix + name)]
     ours = Assembled(below, spots, where, [*skipped, *beyond])
@@ -523,7 +530,9 @@ def _text(
 
 def spelled(network: Any) -> dict[str, Place]:
     """{a module's original name: our weight}, as files of LoRA for XL name them."""
-    weights = [n.removesuffix(".weight") for n, p in network.named_parameters() if n.endswith(".weight") and p.dim() > 1]
+    weights = [
+        n.removesuffix(".weight") for n, p in network.named_parameters() if n.endswith(".weight") and p.dim() > 1
+    ]
     return {old: Place("network", f"{ours}.weight") for ours, old in unet_names(weights, network.config).items()}
 
 
@@ -533,7 +542,9 @@ def write_file(path: Path, system: Any) -> None:
     layout, config, family = system.about.layout, system.config, family_to_write(system)
     codec = autoencoder.shiftless(system.networks["autoencoder"], layout.get("vae") or {})
     networks = {**system.networks, "autoencoder": codec}
-    configs = {name: networks[name].config.model_dump(mode="json") for name in (*ENCODERS[family], "network", "autoencoder")}
+    configs = {
+        name: networks[name].config.model_dump(mode="json") for name in (*ENCODERS[family], "network", "autoencoder")
+    }
     public = autoencoder.public_config(networks["autoencoder"], system.about.size)
     fields = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
     side = system.shape(system.about.size)[1:]
@@ -547,20 +558,26 @@ def write_file(path: Path, system: Any) -> None:
 
 
 def family_to_write(system: Any) -> str:
-    """"1", "2" or "xl": how a model's single file is named. InputError where there is no such."""
+    """ "1", "2" or "xl": how a model's single file is named. InputError where there is no such."""
     unet, encoders = system.config.network, system.config.encoders
     if system.config.autoencoder is None or "autoencoder" not in system.networks:
         raise InputError("a single file of Stable Diffusion holds its autoencoder, which this model has not")
     if unet.span or unet.time_scale != 1 or not unet.middle:
-        raise InputError("this network is no Stable Diffusion of the original authors, so there is no single file of it")
+        raise InputError(
+            "this network is no Stable Diffusion of the original authors, so there is no single file of it"
+        )
     if lost := [name for name in encoders if name not in system.networks] or not encoders:
-        raise InputError(f"a single file of Stable Diffusion holds its text encoders; this model came without {lost or 'any'}")
+        raise InputError(
+            f"a single file of Stable Diffusion holds its text encoders; this model came without {lost or 'any'}"
+        )
     loaded = system.about.layout.get("family")
     if loaded:
         return str(loaded)
     if unet.added_width:
         if set(encoders) != {"text_encoder", "text_encoder_2"}:
-            raise InputError("a single file of Stable Diffusion XL holds two text encoders; of the refiner there is none here")
+            raise InputError(
+                "a single file of Stable Diffusion XL holds two text encoders; of the refiner there is none here"
+            )
         return "xl"
     return "2" if encoders["text_encoder"].model.activation == "gelu" else "1"
 

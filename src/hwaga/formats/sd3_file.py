@@ -30,6 +30,7 @@ from ..errors import InputError, first_mistake
 from ..files import write_tensors
 from ..networks.clip_text import ClipTextConfig
 from ..networks.mmdit import MMDiTConfig
+from ..weights.fill import without_memory
 from ..weights.mapped import Renamed
 from . import autoencoder, ldm, schedulers, sd3, t5, text_encoders
 from .keys import Assembled, Moved, places, taken_apart
@@ -139,7 +140,7 @@ def read_file(path: Path, tensors: Mapping[str, Tensor]) -> sd3.Parts:
     inner = below(lead)
     used = {lead + name for name in inner}
     config = ldm.from_header(MMDiTConfig, own.get("network"), where) or config_of(inner, where)
-    with torch.device("meta"):
+    with without_memory():
         needed = list(config.build().state_dict())
     spots = places(needed, rows(config.depth))
     ours = Assembled(

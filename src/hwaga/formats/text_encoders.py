@@ -78,15 +78,18 @@ def read_component(place: Path, tokenizer: Path | None = None, **use: Any) -> Fo
     tensors = read_folder(place, STEMS)
     if named == "CLIPModel":
         public = {**public.get("text_config", {}), "projection_dim": public.get("projection_dim", 512)}
-    words = read_tokenizer(place if tokenizer is None else tokenizer)
-    where = str(place / "config.json")
+    beside = place if tokenizer is None else tokenizer
+    words = (
+        read_tokenizer(beside) if beside.is_dir() else None
+    )  # without one it reads nothing: said when it is asked to
+    where, length = str(place / "config.json"), None if words is None else words.length
     if named in t5.CLASSES:
         table, (names, layout) = t5.TABLE, t5.names(tensors)
-        config = t5.encoder_config(public, where, words.length, use)
+        config = t5.encoder_config(public, where, length, use)
     else:
         table, (names, layout) = f"{PREFIX}embeddings.token_embedding.weight", _names(tensors, named)
-        config = encoder_config(public, where, named != CLASSES[0], words.length, use)
-    if words.size > config.model.vocabulary:
+        config = encoder_config(public, where, named != CLASSES[0], length, use)
+    if words is not None and words.size > config.model.vocabulary:
         raise InputError(
             f"{words.where}: its tokenizer knows {words.size} tokens, but {place}: {table} has {config.model.vocabulary} rows; "
             f"it is another model's"

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..layers.conv import Conv2d
+from ..layers.initialise import without_memory
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "attention.qkv", "attention.out")
 """How attention's layers are named here: the targets of the paper, in U-Nets and in transformers."""
@@ -46,7 +47,7 @@ class AdapterConfig(LoraConfig, frozen=True, extra="forbid"):
 
     def layers(self) -> dict[str, nn.Module]:
         """The base's layers that have a LoRA, by name, without memory. ValueError for a target that is the end of no name."""
-        with torch.device("meta"):
+        with without_memory():
             base = self.network.build()
         return chosen(base, self.targets)
 

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
 from ..conditioning.prompts import Prompt, listed_prompts
-from ..errors import InputError, WorkError, unknown
+from ..errors import InputError, not_finite, unknown
 from ..files import write_json
 from ..interfaces import Callback, Noise, Point, Precomputed, Stage, Step
 from ..layers.initialise import build_on
@@ -374,6 +374,8 @@ class System(TakesLora):
         with steps_bar(self.title, len(parts), progress) as advance:
             for part in parts:
                 painted.append(self.paint(watched(part, callback, advance, self.dtype)).float().cpu())
+        if not all(bool(torch.isfinite(part).all()) for part in painted):
+            raise not_finite("in what the decoder gave", self.arithmetic)
         pictures = (torch.cat(painted) / 2 + 0.5).clamp(0, 1)
         if "mask" in whole.inputs and keep_unmasked:
             pictures = kept(pictures, whole.inputs.get("image"), whole.inputs["mask"])
@@ -485,10 +487,8 @@ def watched(
 
     def callback(step: Step) -> None:
         if not torch.isfinite(step.x).all():
-            raise WorkError(
-                f"non-finite numbers after step {step.index + 1} of {step.total} ({request.sampler}, {dtype}): nothing was "
-                f"painted; try dtype='float32', a lower guidance_scale, or check the weights"
-            )
+            where = f"after step {step.index + 1} of {step.total} of the denoiser, sampler {request.sampler}"
+            raise not_finite(where, str(dtype))
         advance(step.total)
         if user is not None:
             user(step)

@@ -39,7 +39,7 @@ from .inversion import OWN, check_inversion, check_inversion_label, inverted, un
 from .likelihoods import bits, told
 from .lora import adapter_of
 from .pictures import to_inside
-from .sources import fitted, read_mask
+from .sources import check_mask, fitted, read_mask
 from .strips import strip
 
 Given = Batch | Request
@@ -496,6 +496,8 @@ def _check_image(system: Diffusion, request: Request, value: Any) -> None:
 
 def _check_mask(system: Diffusion, request: Request, value: Any) -> None:
     read_mask(value, request.size)
+    if "image" in request.inputs:
+        check_mask(value, request.inputs["image"], request.size)
 
 
 def _check_strip(system: Diffusion, request: Request, value: Any) -> None:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..layers.initialise import without_memory as without_memory
+from .mapped import page_out
 
 
 def fill(
@@ -23,7 +25,7 @@ def fill(
     The network is first built without memory and its names and shapes are held against the file's: a config that asks for
     more than the file has is found before anything is allocated. InputError names the tensors that do not fit.
     """
-    with torch.device("meta"):
+    with without_memory():
         network = config.build()
     needed = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     shapes = getattr(tensors, "shapes", None) or {name: tuple(value.shape) for name, value in tensors.items()}
@@ -39,7 +41,10 @@ def fill(
     def placed(name: str) -> Tensor:
         tensor = tensors[name]
         kind = None if not tensor.is_floating_point() else torch.float32 if name in exact else dtype
-        return tensor.to(device=device, dtype=kind)
+        put = tensor.to(device=device, dtype=kind)
+        if put is not tensor:
+            page_out(tensor)  # its copy is what is used
+        return put
 
     network.load_state_dict({name: placed(name) for name in needed}, assign=True)
     for parameter in network.parameters():
