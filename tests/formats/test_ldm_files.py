@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import hwaga
 from hwaga.errors import InputError
-from hwaga.formats import ldm, single
+from hwaga.formats import ldm, ldm_file, single
 from hwaga.networks.text_unet import TextUNetConfig
 
 FULL = {
@@ -45,7 +45,7 @@ def plain(model, tmp_path):
     codec = tiny.vae_kl(network={"channels": (32, 32), "groups": 32, "blocks": 1}).autoencoder
     networks = {**model.networks, "autoencoder": codec}
     save_file(
-        {k: v.clone().contiguous() for k, v in ldm.public_tensors(networks, "1", {}).items()},
+        {k: v.clone().contiguous() for k, v in ldm_file.public_tensors(networks, "1", {}).items()},
         tmp_path / "plain.safetensors",
     )
     return tmp_path / "plain.safetensors"
