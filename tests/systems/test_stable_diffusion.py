@@ -443,3 +443,46 @@ def test_a_recipe_without_text_encoder_or_captions_says_what_is_missing():
         tiny.find("stable-diffusion").create({}, size=(16, 16))
     with pytest.raises(InputError, match="learns from captions, but the data have none"):
         tiny.stable_diffusion().loss(tiny.batch(2, labels=False), tiny.Draw())
+
+
+# ------------------------------------------------------------------------------------------------------------ customs
+
+
+def test_a_second_pass_paints_on_at_a_larger_size(model):
+    out = paint(model, prompt="a star", second_size=(24, 32))
+    assert out.shape == (1, 3, 24, 32)
+    assert (paint(model, prompt="a star", second_size=(24, 32), second_strength=0.9) - out).abs().max() > 1e-4
+    kept = paint(model, prompt="a star", second_size=(16, 16), second_strength=0.0)
+    assert (kept - model.decode(model.encode(paint(model, prompt="a star")))).abs().max() < 1e-4
+    with pytest.raises(InputError, match="second_strength= given without second_size="):
+        paint(model, second_strength=0.5)
+
+
+def test_a_masked_region_is_painted_at_full_size_and_laid_back(model):
+    image, mask = picture((40, 50)), torch.zeros(1, 40, 50)
+    mask[:, 10:14, 20:26] = 1
+    out = paint(model, prompt="a star", image=image, mask=mask, masked_margin=3, n=2)
+    outside = (mask < 0.5).expand(3, -1, -1)
+    assert out.shape == (2, 3, 40, 50) and all(torch.equal(one[outside], image[outside]) for one in out)
+    assert (out[0] - image)[~outside].abs().max() > 1e-2 and (out[0] - out[1]).abs().max() > 1e-3
+    with pytest.raises(InputError, match="nothing to repaint"):
+        paint(model, image=image, mask=torch.zeros(1, 40, 50), masked_margin=3)
+
+
+def test_learned_words_stand_in_prompts(model, tmp_path):
+    vectors = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
+    save_file({"<toy>": vectors}, tmp_path / "learned_embeds.safetensors")
+    save_file({"emb_params": vectors}, tmp_path / "toy.safetensors")
+    torch.save({"string_to_param": {"*": vectors}, "name": "plaything"}, tmp_path / "old.pt")
+    mine = filled(tiny.stable_diffusion())
+    plain = paint(mine, prompt="a blue <toy>")
+    told = paint(mine, prompt="a blue <toy>", textual_inversion=tmp_path / "learned_embeds.safetensors")
+    assert (told - plain).abs().max() > 1e-4
+    encoder = mine.networks["text_encoder"]
+    assert encoder.tokens("a <toy>").ids[-2:] == (514, 515)
+    for file, word in (("toy.safetensors", "toy"), ("old.pt", "plaything")):
+        assert mine.load_textual_inversion(tmp_path / file) == word
+        assert torch.equal(paint(mine, prompt=f"a blue {word}"), told)
+    save_file({"<wide>": torch.zeros(24)}, tmp_path / "wide.safetensors")
+    with pytest.raises(InputError, match="vectors of 24 numbers, text_encoder's have 16"):
+        mine.load_textual_inversion(tmp_path / "wide.safetensors")

@@ -180,8 +180,8 @@ class Words:
 
     def check(self, request: Any) -> None:
         """InputError for what this system cannot do; a note of words that are cut off."""
-        self.check_words(request)
         super().check(request)  # type: ignore[misc]
+        self.check_words(request)
 
     def check_guidance(self, request: Any) -> None:
         """There is always something to guide by: the words, against none."""

@@ -107,7 +107,9 @@ class DiffusionConfig(BaseModel, frozen=True, extra="forbid"):
     )
     latents: Literal["sample", "mean"] = Field("sample", description="what training sees of a picture's posterior")
     student: students.StudentConfig | None = Field(None, description="distilled for few steps; null: a plain denoiser")
-    lora: LoraConfig | None = Field(None, description="train small matrices beside a frozen components.network; null: all of it")
+    lora: LoraConfig | None = Field(
+        None, description="train small matrices beside a frozen components.network; null: all of it"
+    )
 
     @model_validator(mode="after")
     def _student_fits(self) -> DiffusionConfig:
@@ -131,6 +133,9 @@ class Diffusion(System):
     more_checks: ClassVar[
         Mapping[str, Callable[[Any, Request, Any], None]]
     ] = {}  # as CHECKS, of a system's own keywords
+    ways: ClassVar[Mapping[str, Callable[[Any, Request], Tensor]]] = {
+        "strip": strip
+    }  # of painting, by what asks for them
     own: ClassVar[Mapping[str, str]] = {
         "guidance_interval": "two times in [0, 1]: guidance only between them",
         "guidance_rescale": "share in which guided predictions get the deviation of unguided ones (0.7 in the paper)",
@@ -253,8 +258,9 @@ class Diffusion(System):
     # -------------------------------------------------------------------------------------------------------- how it paints
 
     def paint(self, request: Request) -> Tensor:
-        if "strip" in request.inputs:
-            return strip(self, request)
+        for name, way in self.ways.items():
+            if name in request.inputs:
+                return way(self, request)
         return self.outward(self.walked(request, request.source()))
 
     def walked(self, request: Request, noise: Noise) -> Tensor:

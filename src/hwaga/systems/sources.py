@@ -14,7 +14,6 @@ from torch.nn.functional import interpolate
 from ..errors import InputError
 from .pictures import read_picture
 
-
 MOST_CUT = 8
 """Pixels that may be cut off a picture without a word: what a latent's side stands for."""
 

@@ -38,7 +38,7 @@ from ..networks.autoencoder import AutoencoderKLConfig
 from ..networks.text_unet import TextUNetConfig
 from ..processes import ProcessConfig
 from ..processes.gaussian import GaussianConfig
-from . import latents, students
+from . import latents, passes, students
 from .base import About, Request
 from .diffusion import Diffusion, DiffusionConfig
 from .words import CHECKS, Told
@@ -99,9 +99,10 @@ class StableDiffusion(Told, Words, Diffusion):
         "prompt", "negative_prompt", "steps", "sampler", "sampler_options", "guidance_scale", "image", "mask", "strength",
         "fit_image", "keep_unmasked",
     )  # fmt: skip
-    own: ClassVar[Mapping[str, str]] = {**Diffusion.own, **WORDS, **BESIDE}
+    own: ClassVar[Mapping[str, str]] = {**Diffusion.own, **WORDS, **BESIDE, **passes.OWN}
+    ways = {**Diffusion.ways, **passes.WAYS}
     size_of_image = True
-    more_checks = CHECKS
+    more_checks = {**CHECKS, **passes.CHECKS}
     Config = StableDiffusionConfig
 
     # ------------------------------------------------------------------------------------------------- what it is made of

@@ -18,7 +18,7 @@ from torch.nn.functional import interpolate
 
 from ..conditioning.text_encoders import ENCODERS, TOKENIZERS, TextEncoder, TextEncoderConfig
 from ..errors import InputError
-from ..formats import text_encoders
+from ..formats import text_encoders, textual_inversion
 from . import latents
 from .base import Request, number
 from .pictures import to_inside
@@ -29,6 +29,7 @@ OWN = {
     "crop": "XL: (top, left) in pixels that it is told were cut off",
     "target_size": "XL: (height, width) that it is told is painted; the size itself if left out",
     "aesthetic_score": "XL's refiner: how beautiful it is told pictures are, 0 to 10",
+    "textual_inversion": "a file of learned words, or several: each word may then stand in a prompt",
     "depth": "the depth model: near is bright; a picture, or numbers of any range, brought to the size",
 }
 
@@ -97,6 +98,24 @@ class Told:
         self.config = self.config.model_copy(update={part: encoder.config})
         self.networks[part] = encoder
 
+    def load_textual_inversion(self, file: str | Path, word: str | None = None) -> str:
+        """Learned words of a file: the word (the file's own, or `word`) may then stand in any prompt; gives the word back.
+
+        InputError where the vectors are not as wide as the text encoder's. Source: Gal et al. 2022, section 4.1.
+        """
+        name, vectors = textual_inversion.read(file)
+        for part, matrix in vectors.items():
+            encoder = self.networks.get(part)
+            if not isinstance(encoder, TextEncoder):
+                raise InputError(f"{file} holds words of {part}, which this model has not")
+            if matrix.shape[1] != encoder.config.width:
+                raise InputError(
+                    f"{file}: its word {name!r} has vectors of {matrix.shape[1]} numbers, {part}'s have {encoder.config.width}: it "
+                    f"was learned for another model"
+                )
+            encoder.words = {**encoder.words, word or name: matrix}
+        return word or name
+
     def read_part(self, part: str, place: Path, dtype: torch.dtype, device: torch.device) -> bool:
         """A tokenizer, or a text encoder in its public layout, right from its folder (or from the one of that name in it)."""
         inner = place / part if (place / part).is_dir() else place
@@ -143,7 +162,12 @@ def _depth(system: Any, request: Request, value: Any) -> None:
     read_depth(value, request.size)
 
 
+def _inversions(system: Any, request: Request, value: Any) -> None:
+    for file in value if isinstance(value, list | tuple) else [value]:
+        system.load_textual_inversion(file)
+
+
 CHECKS: dict[str, Callable[[Any, Request, Any], None]] = {
     "original_size": _pair("original_size"), "crop": _pair("crop"), "target_size": _pair("target_size", six=True),
-    "aesthetic_score": _score, "depth": _depth,
+    "aesthetic_score": _score, "depth": _depth, "textual_inversion": _inversions,
 }  # fmt: skip
