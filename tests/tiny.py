@@ -11,6 +11,7 @@ from hwaga.conditioning.text_encoders import TextEncoderConfig
 from hwaga.interfaces import Batch
 from hwaga.layers.initialise import build_on
 from hwaga.networks.clip_text import ClipTextConfig
+from hwaga.networks.t5 import T5Config
 from hwaga.systems import find
 
 SMALL = {"channels": (8, 16), "groups": 4, "patch": 2}
@@ -174,6 +175,41 @@ def stable_diffusion(seed=0, network=None, **model):
     parts = {"autoencoder": vae_kl().autoencoder.requires_grad_(False), "text_encoder": text_encoder()}
     config = {"process": {"timesteps": 50}, **model, "network": {**WORDED, **(network or {})}}
     return find("stable-diffusion").create(config, size=(16, 16), seed=seed, components=parts)
+
+
+def t5_files():
+    """The files of a T5's tokenizer that reads letters and a few words: pieces with their scores, as `tokenizer.json`."""
+    import tokenizers
+
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"\u2581{w}", -2.0) for w in ("a", "red", "circle", "star"))]
+    pieces += [(letter, -6.0) for letter in "\u2581abcdefghijklmnopqrstuvwxyz"]
+    engine = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=2))
+    before = tokenizers.pre_tokenizers
+    engine.pre_tokenizer = before.Sequence([before.WhitespaceSplit(), before.Metaspace()])
+    engine.add_special_tokens(["<pad>", "</s>", "<unk>"])
+    said = '{"tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}'
+    return {"tokenizer.json": engine.to_str().encode(), "tokenizer_config.json": said.encode()}
+
+
+def t5(seed=0, width=24, length=256):
+    """A T5 of `width` numbers a token."""
+    model = T5Config(width=width, layers=2, heads=2, head_width=8, hidden=32, vocabulary=40)
+    encoder = build_on(TextEncoderConfig(model=model, length=length))
+    encoder.initialise(torch.Generator().manual_seed(seed))
+    for parameter in encoder.parameters():
+        parameter.data.mul_(5)  # so that its states differ from text to text
+    encoder.files = t5_files()
+    return encoder.eval().requires_grad_(False)
+
+
+def stable_diffusion_3(seed=0, network=None, third=True, **model):
+    """A Stable Diffusion 3 in the latents of `vae_kl`, told words by two small CLIPs and, unless told otherwise, a T5."""
+    parts = {
+        "autoencoder": vae_kl().autoencoder.requires_grad_(False), "text_encoder": text_encoder(projection=8),
+        "text_encoder_2": text_encoder(1, projection=12, activation="gelu"), **({"text_encoder_3": t5(width=40)} if third else {}),
+    }  # fmt: skip
+    shape = {"width": 32, "depth": 2, "heads": 2, **(network or {})}
+    return find("stable-diffusion-3").create({**model, "network": shape}, size=(16, 16), seed=seed, components=parts)
 
 
 def captions(n=8, size=(16, 16), seed=0):

@@ -120,6 +120,7 @@ def cut(encoder: TextEncoder, prompt: str, weighted: bool = False, chunked: bool
 def _words_from(places: Sequence[tuple[str, int]], first: int) -> str:
     """The words of a text from a token on; one that was cut in its middle is lost whole."""
     text, start = places[first]
+    start += len(text[start:]) - len(text[start:].lstrip())  # T5's tokens begin with the space before them
     while start > 0 and not text[start - 1].isspace():
         start -= 1
     following = [text[start:]]

@@ -21,7 +21,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -41,6 +40,7 @@ PREFIXES = {
     "text_encoder": "text_encoders.clip_l.transformer.", "text_encoder_2": "text_encoders.clip_g.transformer.",
     "text_encoder_3": "text_encoders.t5xxl.transformer.",
 }  # fmt: skip
+BASE = 64  # places of the published tables' numbers: those of a picture of 1024 x 1024
 LATENTS = {"scaling_factor": 1.5305, "shift_factor": 0.0609}
 SKIPPED = re.compile(
     r".*position_ids|text_encoders\..*(logit_scale|spiece_model|scaled_fp8|transformer\.encoder\.embed_tokens\.weight)"
@@ -100,7 +100,7 @@ def config_of(shapes: Mapping[str, tuple[int, ...]], where: str) -> MMDiTConfig:
             patch=patch, width=width, depth=depth, heads=max(1, width // (64 if norm is None else norm[0])),
             in_channels=channels, out_channels=shapes["final_layer.linear.weight"][0] // patch**2,
             text_width=shapes["context_embedder.weight"][1], pooled_width=shapes["y_embedder.mlp.0.weight"][1],
-            table=math.isqrt(shapes["pos_embed"][1]), qk_norm=norm is not None,
+            table=(table := math.isqrt(shapes["pos_embed"][1])), base=min(BASE, table), qk_norm=norm is not None,
             dual=tuple(i for i in range(depth) if f"joint_blocks.{i}.x_block.attn2.qkv.weight" in shapes),
         )  # fmt: skip
     except (KeyError, ValueError, IndexError) as error:

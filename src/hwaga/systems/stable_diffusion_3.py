@@ -113,7 +113,7 @@ class StableDiffusion3(StableDiffusion):
     may_lack: ClassVar[tuple[str, ...]] = ("autoencoder", *ENCODERS)
     grows: ClassVar[Mapping[str, str]] = {}
     own: ClassVar[Mapping[str, str]] = {**Diffusion.own, **WORDS}
-    more_checks: ClassVar[Mapping[str, Any]] = {}
+    more_checks: ClassVar[dict[str, Any]] = {}
     lora_lead = "transformer."
     Config = StableDiffusion3Config
 
@@ -143,8 +143,14 @@ class StableDiffusion3(StableDiffusion):
             "in_channels": channels, "out_channels": channels, "text_width": width, "base": base, "table": 3 * base,
             "pooled_width": sum(clip.pooled_width for clip in clips),
         }  # fmt: skip
-        tokens = {"t5_length": told[T5].length if T5 in told else 0}
-        return {**tokens, **config, "network": {**follows, **network}, **told}
+        tokens, fields = {"t5_length": told[T5].length if T5 in told else 0}, cls.Config.model_fields
+        sampling = {**fields["sampling"].default.model_dump(), **config.get("sampling", {})}
+        process = config.get("process", {})
+        if process.get("kind", "flow") == "flow":
+            process = {**fields["process"].default.model_dump(), **process}
+        return {
+            **tokens, **config, "network": {**follows, **network}, "sampling": sampling, "process": process, **told,
+        }  # fmt: skip
 
     @classmethod
     def check_data(cls, config: Any, size: tuple[int, int]) -> None:
