@@ -129,6 +129,20 @@ def test_data_without_captions_are_refused_before_anything_is_written(parts, tmp
     assert not (tmp_path / "run").exists()
 
 
+def test_a_student_is_told_the_guidance_and_paints_in_few_steps(run, parts, tmp_path):
+    model = {
+        **RECIPE["model"], "student": {"kind": "latent-consistency", "places": 10, "scales": [1.0, 4.0]},
+        "sampling": {"sampler": "lcm", "steps": 2, "guidance_scale": 2.0},
+    }  # fmt: skip
+    full = recipe(parts, model=model)
+    full["components"]["teacher"] = str(run.folder)
+    full["training"] = {**RECIPE["training"], "start_from": str(run.folder), "steps": 2}
+    student = running.train(full, out=tmp_path / "student", progress=False).load()
+    assert student.config.network.guidance_width == 256 and "teacher" not in load_recipe(run.folder / "recipe.yaml").model
+    weak, strong = (student.sample(**CALL, guidance_scale=scale) for scale in (1.5, 4.0))
+    assert not torch.equal(weak, strong) and weak.shape == (2, 3, 16, 16)
+
+
 @pytest.mark.parametrize("name", [n for n in shipped_recipes() if "stable-diffusion" in n or "clip" in n])
 def test_recipes_of_words_fit_their_systems(name):
     """What does not depend on the data and on trained parts."""

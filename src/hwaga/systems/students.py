@@ -87,8 +87,9 @@ StudentConfig = Annotated[
 ]
 
 
-def completed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's `model:` section with what a student's network and sampling follow from its kind."""
+def completed(config: Mapping[str, Any], guided: bool | None = None) -> dict[str, Any]:
+    """A recipe's `model:` section with what a student's network and sampling follow from its kind. guided: whether its teacher
+    can be guided; None: where it has labels and a null label."""
     student = config.get("student")
     if not isinstance(student, Mapping):
         return dict(config)
@@ -104,7 +105,7 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
         if not on_table:
             student.setdefault("timestep_scaling", None)
         scaling = student.get("timestep_scaling", 10.0)
-        if config.get("labels") and config.get("null_label", True):
+        if guided or guided is None and config.get("labels") and config.get("null_label", True):
             network.setdefault("guidance_width", GUIDANCE_WIDTH)
     options: dict[str, Any] = {
         "timestep_scaling": scaling,
@@ -206,7 +207,8 @@ def _mean_flow(system: Diffusion, batch: Batch, draw: Draw) -> Terms:
     assert isinstance(process, RectifiedFlow)
     conditions, null, hidden = system.hidden(told, batch, draw), None, None
     if told and system.config.null_label:
-        null, hidden = system.null(told, batch), conditions["label"] == system.label_count()
+        null = system.null(told, batch)
+        hidden = torch.stack([(conditions[name] != told[name]).reshape(len(batch), -1).any(1) for name in told]).any(0)
     return mean_flow(
         system.compute, process, system.seen(batch, draw), conditions, null, draw, hidden=hidden,
         **student.model_dump(exclude={"kind", "times"}), times=student.times,
