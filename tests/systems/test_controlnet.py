@@ -414,6 +414,12 @@ def test_two_nets_need_two_maps(two):
         paint(two[0], control=MAPS[0])
 
 
+def test_a_base_of_another_process_is_refused(source, base_folder):
+    full = recipe(source, base_folder)
+    with pytest.raises(InputError, match="components.network: its process has timesteps=50, the recipe's 40"):
+        running.plan(full, overrides={"model.process.timesteps": 40}, timed=False)
+
+
 def test_a_recipe_cannot_ask_for_a_kind_that_needs_more_than_pictures():
     with pytest.raises(InputError, match="kind='pose' cannot be made of training pictures alone"):
         create(control={"kind": "pose"})

@@ -35,9 +35,9 @@ from ..formats.folders import PublicFolder
 from ..interfaces import Batch, Draw, Objective, Precomputed, Stage
 from ..networks.text_unet import TextUNetConfig
 from ..objectives.denoising import denoising, held_out_bins
-from . import controls
+from . import controls, students
 from .base import About, System
-from .stable_diffusion import StableDiffusion, StableDiffusionConfig
+from .stable_diffusion import BETAS, StableDiffusion, StableDiffusionConfig
 
 KEPT_BELOW = 128 * 128  # pixels of a training picture up to which its map is computed once and kept on the disk
 OTHER = "loss other control"  # the held-out loss with each picture's map exchanged for another's
@@ -135,6 +135,13 @@ class ControlNet(Controlled, StableDiffusion):
             levels = 1 if codec is None else len(codec.get("channels", ())) or 4
             net["hint_channels"] = NetworkConfig().hint_channels[:levels]
         return {**config, "controlnet": NetworkConfig.of(base, **net).model_dump(mode="json")}
+
+    @classmethod
+    def check_component(cls, config: Mapping[str, Any], name: str, other: System) -> None:
+        """The locked network is asked as it was trained: the process is its own."""
+        super().check_component(config, name, other)
+        if name == "network":
+            students.check_path(config.get("process") or BETAS.model_dump(), other, name)
 
     @classmethod
     def create(cls, config: Mapping[str, Any], **rest: Any) -> ControlNet:  # type: ignore[override]
