@@ -181,7 +181,12 @@ def t5_files():
     """The files of a T5's tokenizer that reads letters and a few words: pieces with their scores, as `tokenizer.json`."""
     import tokenizers
 
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"\u2581{w}", -2.0) for w in ("a", "red", "circle", "star"))]
+    pieces = [
+        ("<pad>", 0.0),
+        ("</s>", 0.0),
+        ("<unk>", 0.0),
+        *((f"\u2581{w}", -2.0) for w in ("a", "red", "circle", "star")),
+    ]
     pieces += [(letter, -6.0) for letter in "\u2581abcdefghijklmnopqrstuvwxyz"]
     engine = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=2))
     before = tokenizers.pre_tokenizers
@@ -218,7 +223,16 @@ def captions(n=8, size=(16, 16), seed=0):
     return replace(batch(n, size, seed, labels=False), caption=[words[i % len(words)] for i in range(n)])
 
 
-CAPTIONS = ("a red circle", "a blue square", "a yellow star", "a green circle", "파란 네모", "노란 별", "red star", "blue circle")
+CAPTIONS = (
+    "a red circle",
+    "a blue square",
+    "a yellow star",
+    "a green circle",
+    "파란 네모",
+    "노란 별",
+    "red star",
+    "blue circle",
+)
 
 
 def clip(seed=0, captions=CAPTIONS, **model):

@@ -63,7 +63,9 @@ def measure(
         asked = _asked(told_by, config, n or PICTURES, seed, combinations=bool(by_clip))
     if by_clip:
         if not asked:
-            raise InputError(f"metric {by_clip[0]!r} asks a painter for what captions say; {_who(painter)} takes no prompt")
+            raise InputError(
+                f"metric {by_clip[0]!r} asks a painter for what captions say; {_who(painter)} takes no prompt"
+            )
         eye = clip_judge(clip)
     settings: dict[str, Any] = {"split": split}
     pictures: Any = samples
@@ -112,11 +114,14 @@ def _check_own(metrics: tuple[str, ...], painter: Any) -> None:
     if "codes" in metrics and not hasattr(painter, "codebook_use"):
         raise InputError(f"metric 'codes' is the use of a codebook, and {_who(painter)} has none; leave it out")
 
-
     if "control" in metrics and not hasattr(painter, "maps"):
-        raise InputError(f"metric 'control' asks whether a control map is followed, and {_who(painter)} takes none; leave it out")
+        raise InputError(
+            f"metric 'control' asks whether a control map is followed, and {_who(painter)} takes none; leave it out"
+        )
     if hasattr(painter, "maps") and any(name in metrics for name in BY_CLIP):
-        raise InputError(f"metric {BY_CLIP[0]!r} is of words alone, and {_who(painter)} is told a control map too; measure its base")
+        raise InputError(
+            f"metric {BY_CLIP[0]!r} is of words alone, and {_who(painter)} is told a control map too; measure its base"
+        )
 
 
 def _who(painter: Any) -> str:
@@ -200,7 +205,9 @@ def _of_reader(painter: Any, real: Dataset, config: DataConfig, metrics: tuple[s
     from .evaluation.retrieval import Asked, recalls
 
     if metrics != ("retrieval",):
-        raise InputError(f"metrics={','.join(metrics)}: {painter.title} paints nothing; it can be measured by retrieval")
+        raise InputError(
+            f"metrics={','.join(metrics)}: {painter.title} paints nothing; it can be measured by retrieval"
+        )
     sets = [("", real)]
     if config.source == "openmoji" and real.split != "combinations":
         sets.append(("combinations", open_data(config, "combinations")))

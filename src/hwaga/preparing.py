@@ -323,7 +323,8 @@ def _create(recipe: Recipe, data: Dataset, components: Mapping[str, nn.Module]) 
     about = {"data": data.config.source, "data_licence": data.licence, "attribution": data.attribution}
     cls = find(recipe.system)
     return cls.create(
-        cls.taught(recipe.model, data.every_caption), size=data.config.shape, classes=data.classes, label_counts=counts, seed=recipe.training.seed,
+        cls.taught(recipe.model, data.every_caption), size=data.config.shape, classes=data.classes,
+        label_counts=counts, seed=recipe.training.seed,
         about={**about, "components": shared}, components=components,
     )  # fmt: skip
 

@@ -151,7 +151,8 @@ def _session(folder: Path, recipe: Recipe, prepared: Prepared, processes: World,
 
     return Session(
         folder=folder, stages=system.stages(), config=_training(recipe), data=prepared.data, order=Order, save=keep,
-        held_out=prepared.held_out, preview=system.preview if system.paints else None, score=_score(recipe, prepared), report=report,
+        held_out=prepared.held_out, preview=system.preview if system.paints else None,
+        score=_score(recipe, prepared), report=report,
         about={"recipe": recipe.fingerprint(), "data": prepared.data.fingerprint, **prepared.machine()},
         device=prepared.chosen.device, dtype=prepared.chosen.dtype, world=processes, progress=progress,
     )  # fmt: skip
@@ -366,4 +367,6 @@ def evaluate(
     """
     from .measuring import measure
 
-    return measure(samples, reference, split, n, seed, tuple(metrics), features, sampling or {}, training, progress, clip)
+    return measure(
+        samples, reference, split, n, seed, tuple(metrics), features, sampling or {}, training, progress, clip
+    )

@@ -65,7 +65,9 @@ def test_nothing_has_several_wordings_where_all_are_the_same():
     assert one_of([("a",), ("b",)], 0, np.zeros(2, int), np.arange(2)) == ["a", "b"]
 
 
-@pytest.mark.parametrize(("language", "words"), [([], "one language"), (["en", "en"], "different"), ("", "one language")])
+@pytest.mark.parametrize(
+    ("language", "words"), [([], "one language"), (["en", "en"], "different"), ("", "one language")]
+)
 def test_languages_that_are_none_are_refused(language, words):
     with pytest.raises(ValueError, match=words):
         DataConfig(language=language)

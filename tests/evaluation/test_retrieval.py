@@ -91,7 +91,11 @@ def test_intervals_are_wider_where_prompts_are_relatives():
 
 def test_a_set_has_its_name_and_few_concepts_are_refused():
     found = judged(one_hot_judge(), asked(50).real, asked(50, "combinations"), WORDS, BOTH).values
-    assert {"retrieval_combinations", "retrieval_combinations_over_real", "clip_score_combinations_real"} <= found.keys()
+    assert {
+        "retrieval_combinations",
+        "retrieval_combinations_over_real",
+        "clip_score_combinations_real",
+    } <= found.keys()
     with pytest.raises(InputError, match="30 concepts in the captions, 50 are needed"):
         candidates(asked(4), Words(WORDS.texts[:30], WORDS.clusters[:30]), 0)
 
@@ -203,7 +207,9 @@ def test_distances_of_a_painter_of_words_are_of_what_it_was_asked_for():
 
 
 def test_who_takes_no_prompt_cannot_be_asked(tmp_path):
-    with pytest.raises(InputError, match="metric 'retrieval' asks a painter for what captions say; DDPM takes no prompt"):
+    with pytest.raises(
+        InputError, match="metric 'retrieval' asks a painter for what captions say; DDPM takes no prompt"
+    ):
         hwaga.evaluate(tiny.ddpm(), "openmoji", metrics=("retrieval",))
     pictures = torch.rand(8, 3, 32, 32)
     with pytest.raises(InputError, match="a folder of pictures takes no prompt"):

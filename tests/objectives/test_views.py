@@ -22,7 +22,18 @@ def test_without_amounts_a_view_is_the_picture():
 
 def test_every_amount_changes_something_and_stays_in_range():
     x = picture()
-    for name in ("shift", "scale", "rotation", "brightness", "contrast", "saturation", "hue", "grain", "blur", "hidden"):
+    for name in (
+        "shift",
+        "scale",
+        "rotation",
+        "brightness",
+        "contrast",
+        "saturation",
+        "hue",
+        "grain",
+        "blur",
+        "hidden",
+    ):
         seen = view(x, tiny.Draw(), NONE.model_copy(update={name: 0.1 if name != "rotation" else 8.0}))
         assert (seen - x).abs().max() > 0.01 and seen.abs().max() <= 1, name
 

@@ -1,4 +1,4 @@
-"""Words through training: a painter told by a small CLIP learns from captions by recipe, resumes to the bit, is exported and asked."""
+"""Words through training: a painter told by a small CLIP learns from captions by recipe, resumes, is exported."""
 
 import numpy as np
 import pytest
@@ -90,7 +90,13 @@ def test_diffusers_paints_the_same_of_the_folder(run, tmp_path):
     noise = torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(0))
     ours = model.sample(**CALL, noise={"noise": noise})
     theirs = pipeline(
-        prompt=CALL["prompt"], num_inference_steps=3, guidance_scale=2.0, latents=noise, height=16, width=16, output_type="pt"
+        prompt=CALL["prompt"],
+        num_inference_steps=3,
+        guidance_scale=2.0,
+        latents=noise,
+        height=16,
+        width=16,
+        output_type="pt",
     ).images
     assert (ours - theirs).abs().max() < 1e-4
 
@@ -138,7 +144,9 @@ def test_a_student_is_told_the_guidance_and_paints_in_few_steps(run, parts, tmp_
     full["components"]["teacher"] = str(run.folder)
     full["training"] = {**RECIPE["training"], "start_from": str(run.folder), "steps": 2}
     student = running.train(full, out=tmp_path / "student", progress=False).load()
-    assert student.config.network.guidance_width == 256 and "teacher" not in load_recipe(run.folder / "recipe.yaml").model
+    assert (
+        student.config.network.guidance_width == 256 and "teacher" not in load_recipe(run.folder / "recipe.yaml").model
+    )
     weak, strong = (student.sample(**CALL, guidance_scale=scale) for scale in (1.5, 4.0))
     assert not torch.equal(weak, strong) and weak.shape == (2, 3, 16, 16)
 

@@ -113,7 +113,9 @@ MEANINGS = {
         "retrieval_combinations_real",
         "real pictures",
     ),
-    "retrieval_combinations_over_real": Meaning("… over real", "1 is real", "high", "The same over the real pictures'."),
+    "retrieval_combinations_over_real": Meaning(
+        "… over real", "1 is real", "high", "The same over the real pictures'."
+    ),
     "clip_score": Meaning(
         "CLIP score",
         "higher is better",

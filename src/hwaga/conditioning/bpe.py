@@ -104,7 +104,12 @@ def _merged(word: list[str], pair: Pair) -> list[str]:
 def files(merges: Sequence[str], length: int) -> dict[str, bytes]:
     """The files of the tokenizer, for texts of at most `length` tokens, start and end counted."""
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
-    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": length, "do_lower_case": True, "errors": "replace"}
+    settings = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": length,
+        "do_lower_case": True,
+        "errors": "replace",
+    }
     texts = {
         "vocab.json": json.dumps(vocabulary(merges), ensure_ascii=False),
         "merges.txt": "\n".join(["#version: 0.2", *merges]) + "\n",

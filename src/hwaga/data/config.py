@@ -20,9 +20,13 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     label: Literal["subgroup", "group", "none"] | None = None
     # openmoji: Unicode's subgroup (default) or group; a folder: the first sub-folder (group, default) or the whole path
     # of sub-folders (subgroup); digits: the digit. "none": no labels.
-    language: str | tuple[str, ...] = "en"  # of the captions, where the source has several; of a list training reads one
+    language: str | tuple[str, ...] = (
+        "en"  # of the captions, where the source has several; of a list training reads one
+    )
     # a picture and epoch, and measuring the first
-    wordings: Literal["name", "all"] = "name"  # all: other names that a source knows of a thing are read in training too
+    wordings: Literal["name", "all"] = (
+        "name"  # all: other names that a source knows of a thing are read in training too
+    )
     caption_shuffle: bool = False  # training reads the parts of a caption, between commas, in another order each epoch
     caption_keep: int = Field(0, ge=0)  # so many first parts stay where they are
     resize: Literal["crop", "pad", "stretch"] = "crop"  # how a picture of another shape is made to fit; pad: with white

@@ -61,7 +61,9 @@ class Dataset:
     store: np.ndarray = field(repr=False)  # (m, 3, H, W) uint8: the source's pictures, mapped
     rows: np.ndarray = field(repr=False)  # (n,) int64: which of them are ours
     stored: str = field(repr=False)  # hash of the store and its facts
-    wordings: list[tuple[str, ...]] | None = field(default=None, repr=False)  # all captions of each, where some have several
+    wordings: list[tuple[str, ...]] | None = field(
+        default=None, repr=False
+    )  # all captions of each, where some have several
     facts: dict[str, Any] = field(default_factory=dict, repr=False)  # what else a summary tells
     lines: Callable[[], np.ndarray] | None = field(default=None, repr=False)  # opens the line art, rows as `store`
     beside: Mapping[str, Beside] = field(default_factory=dict, repr=False)  # given with each batch by name, in `extra`
@@ -94,7 +96,7 @@ class Dataset:
         beside = [[name, held.key] for name, held in sorted(self.beside.items())]
         seen = [1, self.stored, self.rows.tolist(), self.names, labels, self.classes, self.captions, prepared]
         read = [self.wordings, config.caption_keep if config.caption_shuffle else None]
-        more = [beside] if beside else []
+        more: list[Any] = [beside] if beside else []
         more += [read] if any(r is not None for r in read) else []
         return digest([*seen, *more, *([self.extras] if self.extras else [])])
 

@@ -65,7 +65,9 @@ def open_digits(config: DataConfig, split: str, progress: Progress | None = None
     names = [f"digit-{i:04d}" for i in range(len(every))]
     held = held_out(clusters, names, HELD_OUT, [str(label) for label in every])
     rows = np.flatnonzero({"train": ~held, "held-out": held, "all": np.ones(len(every), bool)}[split])
-    told = [[phrase.format(numbers[every[i]]) for i in rows] for phrase, numbers in map(WORDS.__getitem__, config.languages)]
+    told = [
+        [phrase.format(numbers[every[i]]) for i in rows] for phrase, numbers in map(WORDS.__getitem__, config.languages)
+    ]
     unlabelled = config.label == "none"
     return Dataset(
         config=config,

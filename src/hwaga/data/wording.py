@@ -20,7 +20,9 @@ def several(told: Iterable[Sequence[str]], *others: Sequence[Sequence[str]]) -> 
 
     told: of each picture a caption in each language; others: further lists, of each picture again.
     """
-    found = [tuple(dict.fromkeys(text for texts in lists for text in texts)) for lists in zip(told, *others, strict=True)]
+    found = [
+        tuple(dict.fromkeys(text for texts in lists for text in texts)) for lists in zip(told, *others, strict=True)
+    ]
     return found if any(len(texts) > 1 for texts in found) else None
 
 

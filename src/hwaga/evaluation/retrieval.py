@@ -55,7 +55,9 @@ def candidates(asked: Asked, words: Words, seed: int, count: int = CANDIDATES) -
     """
     order = np.unique(words.clusters)
     if len(order) < count:
-        raise InputError(f"metric 'retrieval': {len(order)} concepts in the captions, {count} are needed to choose among")
+        raise InputError(
+            f"metric 'retrieval': {len(order)} concepts in the captions, {count} are needed to choose among"
+        )
     places = {cluster: np.flatnonzero(words.clusters == cluster) for cluster in order.tolist()}
     found = np.empty((len(asked.texts), count - 1), np.int64)
     for i, (text, own) in enumerate(zip(asked.texts, asked.clusters.tolist(), strict=True)):

@@ -31,7 +31,9 @@ class ViewsConfig(BaseModel, frozen=True, extra="forbid"):
     hue: float = Field(0.02, ge=0, le=0.1, description="of the circle; little, as colours have names")
     grain: float = Field(0.1, ge=0, le=0.5, description="standard deviation of noise, of pixels in [-1, 1], at most")
     blur: float = Field(0.5, ge=0, le=1, description="share of a 3 x 3 mean, at most")
-    hidden: float = Field(0.0, ge=0, le=0.5, description="side of a square that is made white, of the picture's, at most")
+    hidden: float = Field(
+        0.0, ge=0, le=0.5, description="side of a square that is made white, of the picture's, at most"
+    )
 
 
 def view(image: Float[Tensor, "n c h w"], draw: Draw, how: ViewsConfig) -> Float[Tensor, "n c h w"]:

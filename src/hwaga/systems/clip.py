@@ -1,4 +1,4 @@
-"""CLIP: which caption belongs to which picture? (Radford et al. 2021). It paints nothing: it is the eye and the ear of those that do.
+"""CLIP: which caption belongs to which picture? (Radford et al. 2021). It paints nothing: it is eye and ear of those that do.
 
 Two transformers, one for pictures and one for words, are trained together until a picture and its caption point the same way
 and all others do not. Its text half then tells a painter what to paint (`components.text_encoder`), and another one, of another
@@ -49,7 +49,9 @@ class CLIPConfig(BaseModel, frozen=True, extra="forbid"):
         "wrong",
         description="near relatives (a concept in another skin tone) in one batch: wrong answers, or left out of the loss",
     )
-    judge: bool = Field(False, description="it measures what is painted, so that no painter may be told or taught by it")
+    judge: bool = Field(
+        False, description="it measures what is painted, so that no painter may be told or taught by it"
+    )
 
 
 class CLIP(System):
@@ -109,7 +111,9 @@ class CLIP(System):
         if part != "text_encoder":
             return super().lends(part)
         if self.config.judge:
-            raise InputError(f"{self.about.name or 'this CLIP'} judges what is painted, so no painter may be told by it")
+            raise InputError(
+                f"{self.about.name or 'this CLIP'} judges what is painted, so no painter may be told by it"
+            )
         text = self.clip.config.text.model_copy(update={"projection": 0})  # painters look at the states
         encoder = TextEncoderConfig(model=text, length=text.positions).build()
         own = self.clip.words.state_dict()
