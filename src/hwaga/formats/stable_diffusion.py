@@ -13,6 +13,7 @@ out, said so, and copied when the model is exported. A component of another mode
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,7 +133,13 @@ def left_out_of(path: Path, index: Mapping[str, Any], networks: Sequence[str]) -
     is read (`networks` beside what every model has)."""
     named = {name for name, said in index.items() if isinstance(said, list) and said[0] is not None}
     read = {*networks, "vae", "scheduler", *ENCODERS, *TOKENIZERS.values()}
-    return {name: path / name for name in sorted({*named, *LEFT_OUT} - read) if (path / name).is_dir()}
+    found = {name: path / name for name in sorted({*named, *LEFT_OUT} - read) if (path / name).is_dir()}
+    if "safety_checker" in found:
+        warnings.warn(
+            f"{path.name}: its safety checker, which looks at pictures after they are painted, is left out; export copies it",
+            stacklevel=6,
+        )
+    return found
 
 
 def copy_left_out(folder: Path, layout: Mapping[str, Any]) -> None:
