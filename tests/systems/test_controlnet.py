@@ -9,7 +9,8 @@ import pytest
 import tiny
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import hwaga
 from hwaga import running
@@ -471,6 +472,29 @@ def test_weights_that_are_given_away_name_the_base_and_do_not_contain_it(source,
     assert sorted(f.name for f in (tmp_path / "given").iterdir() if f.is_dir()) == ["controlnet"]
     found = hwaga.load(tmp_path / "given", device="cpu", dtype="float32")
     assert paint(found, control=MAPS[0], steps=2).shape == (1, 3, 16, 16)
+
+
+def test_a_file_of_the_first_release_holds_the_base_and_its_controlnet(tmp_path):
+    """It paints the same, and is written again with the same names and bits."""
+    shape = {"channels": [32, 64], "heads": [8, 8], "groups": 32}  # what a file does not say is as published
+    base = tiny.stable_diffusion(network=shape)
+    tiny.fill_zeros(base.network)
+    config = {"process": {"timesteps": 50}, "controlnet": NET}
+    system = find("controlnet").create(config, size=(16, 16), components=base.networks)
+    tiny.fill_zeros(system.networks["controlnet"])
+    hwaga.export(base, tmp_path / "base.safetensors", format="single")
+    with safe_open(tmp_path / "base.safetensors", "pt") as file:
+        said = file.metadata()
+    whole = load_file(tmp_path / "base.safetensors") | public.file_tensors(system.networks["controlnet"], {})
+    save_file(whole, tmp_path / "whole.safetensors", said)
+    save(base, tmp_path / "base")
+    words = {"tokenizer": tmp_path / "base" / "text_encoder"}
+    model = hwaga.load(tmp_path / "whole.safetensors", device="cpu", components=words)
+    assert model.name == "controlnet"
+    assert near(paint(model, control=MAPS[0], guidance_scale=2.0), paint(system, control=MAPS[0], guidance_scale=2.0))
+    hwaga.export(model, tmp_path / "again.safetensors", format="single")
+    again = load_file(tmp_path / "again.safetensors")
+    assert again.keys() == whole.keys() and all(torch.equal(again[name], whole[name]) for name in whole)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from ..conditioning.controlnet import ControlNetConfig
 from ..errors import InputError, first_mistake
 from ..files import read_json, write_json, write_tensors
 from ..weights.fill import fill, without_memory
-from ..weights.mapped import Renamed
+from ..weights.mapped import Mapped, Renamed
 from . import ldm, text_unet
 from .folders import PublicFolder, full_config, write_component
 from .stored import as_stored, dtypes_of, shapes_of
@@ -290,3 +290,9 @@ def write_file(path: Path, network: Any, layout: Mapping[str, Any]) -> None:
     """Writes a ControlNet alone as one safetensors file with the original names."""
     told = {"controlnet": network.config.model_dump(mode="json")}
     write_tensors(path, file_tensors(network, layout), {"format": "pt", ldm.HEADER: json.dumps(told, sort_keys=True)})
+
+
+def add_to_file(path: Path, network: Any, layout: Mapping[str, Any]) -> None:
+    """Puts a ControlNet beside the Stable Diffusion that a file holds: the first release's form."""
+    base = Mapped(path)
+    write_tensors(path, {**base, **file_tensors(network, layout)}, base.metadata)

@@ -225,15 +225,21 @@ class ControlNet(Controlled, StableDiffusion):
         if public.is_alone(tensors):
             return cls.alone(found, dtype, device)
         base = StableDiffusion.from_file(path, public.base_of(tensors), dtype, device, components)
-        return cls.over(base, {"controlnet": found.network(dtype, device)}, {"controlnet": found.layout}, str(path))
+        layouts = {"controlnet": found.layout, "whole": True}
+        return cls.over(base, {"controlnet": found.network(dtype, device)}, layouts, str(path))
 
     def to_file(self, path: Path) -> None:
-        """The ControlNet alone, with the original authors' names; its base has a file of its own."""
+        """The ControlNet alone, with the original authors' names, as its base has a file of its own; both, where one file held
+        both when they were loaded."""
+        layout = self.about.layout
         if len(self.nets) > 1:
             raise InputError(
                 f"a single file holds one ControlNet, this model has {len(self.nets)}; format diffusers has room"
             )
-        public.write_file(path, self.networks["controlnet"], self.about.layout.get("controlnet") or {})
+        if not layout.get("whole"):
+            return public.write_file(path, self.networks["controlnet"], layout.get("controlnet") or {})
+        super().to_file(path)
+        public.add_to_file(path, self.networks["controlnet"], layout["controlnet"])
 
     # ---------------------------------------------------------------------------------------------------------- how it learns
 
