@@ -67,9 +67,13 @@ TINY: dict[str, dict[str, Any]] = {
         "network": tiny.WORDED, "process": {"timesteps": 10}, "sampling": {"sampler": "ddim"}, "control": {"kind": "silhouette"},
         "controlnet": {"hint_channels": [8]},
     },  # fmt: skip
+    "stable-diffusion-3": {
+        "network": {"width": 8, "depth": 2, "heads": 1}, "process": {"kind": "gaussian", "timesteps": 10},
+        "sampling": {"sampler": "ddim", "guidance_scale": 1.0, "options": {}},
+    },  # fmt: skip
 }
 """A config of every system, as small as can be."""
-WORDS = ("stable-diffusion", "controlnet")
+WORDS = ("stable-diffusion", "controlnet", "stable-diffusion-3")
 """Systems that are told words by a trained text encoder, which they take as a component."""
 
 
@@ -167,7 +171,7 @@ def sampling_call(system: Any) -> Callable[[], object]:
 
 
 @pytest.mark.parametrize("what", [training_step, sampling_call], ids=["training step", "sampling call"])
-@pytest.mark.parametrize("name", sorted(hwaga.systems.ROOMS))
+@pytest.mark.parametrize("name", sorted({**hwaga.systems.ROOMS, **hwaga.systems.VARIANTS}))
 def test_it_is_understood_within_the_reading_budget(
     name: str, what: Callable[[Any], Callable[[], object]], capsys: pytest.CaptureFixture[str]
 ) -> None:

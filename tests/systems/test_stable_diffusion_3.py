@@ -226,7 +226,7 @@ def test_from_a_picture_as_far_as_strength_says(model):
 
 def test_any_size_that_tokens_make_is_painted_up_to_the_table_of_positions(model):
     assert paint(model, size=(8, 24)).shape == (1, 3, 8, 24)
-    with pytest.raises(InputError, match="width 52 is more than this network has positions for: up to 48"):
+    with pytest.raises(InputError, match="positions for up to 48 pixels a side"):
         paint(model, size=(8, 52))
     with pytest.raises(InputError, match="height 10 is not a multiple of 4"):
         paint(model, size=(10, 8))

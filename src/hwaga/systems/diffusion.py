@@ -125,6 +125,7 @@ class Diffusion(System):
     process: Process
     stage_names = ("denoising", "distillation")
     trains_with = ("teacher", "uncertainty")
+    weighs = True
     stands_for = {"teacher": "network"}
     takes: ClassVar[tuple[str, ...]] = (
         "label", "steps", "sampler", "sampler_options", "guidance_scale", "image", "mask", "strength", "fit_image",
@@ -242,7 +243,8 @@ class Diffusion(System):
         """One step of training: algorithm 1, with conditions hidden now and then."""
         conditions = self.hidden(self.conditions(batch), batch, draw)
         x0, uncertainty = self.seen(batch, draw), self.networks.get("uncertainty")
-        return mean_terms(denoising(self.compute, self.process, x0, conditions, draw, uncertainty=uncertainty))
+        terms = denoising(self.compute, self.process, x0, conditions, draw, uncertainty=uncertainty)
+        return mean_terms(terms, batch.extra.get("weight"))
 
     def held_out(self, batch: Batch, draw: Draw) -> Mapping[str, Tensor]:
         """The same loss on pictures never trained on, by time."""
@@ -380,6 +382,11 @@ class Diffusion(System):
         codec = self.config.autoencoder
         return self.config.network.factor * (1 if codec is None else codec.factor)
 
+    def largest(self) -> int | None:
+        """The longest side that the network has positions for, in pixels; None where any size has them."""
+        most: int | None = getattr(self.config.network, "largest", None)
+        return None if most is None else self.factor() // self.config.network.factor * most
+
     def samplers(self) -> tuple[str, ...]:
         """Those that the process can do: a path that begins at pure noise has no sigma / alpha there."""
         pure = self.process.point(1.0).alpha <= 0
@@ -396,6 +403,8 @@ class Diffusion(System):
 
     def check(self, request: Request) -> None:
         self._check_options(request)
+        if (most := self.largest()) is not None and max(request.size) > most:
+            raise InputError(f"size={request.size}: this model has positions for up to {most} pixels a side")
         if self.config.autoencoder is not None:
             _ = self.autoencoder  # InputError where a file did not hold one
         if self.config.student is not None:

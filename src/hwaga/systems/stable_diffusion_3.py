@@ -7,11 +7,10 @@ What differs from Stable Diffusion (stable_diffusion.py), whose calls, edits and
     t is drawn by a logit-normal distribution                      section 3.1, eq. 19 processes/times.py
     t' = 3 t / (1 + 2 t), more steps where there is much noise     section 5.3.2, eq. 23   processes/flow.py: grid
     picture and text are two rows of tokens in one attention       section 4           networks/mmdit.py
-    three encoders: [CLIP-L, CLIP-G, zeros] above [T5]             section 4           `joined`
-    each encoder is hidden now and then, so that any may be left out   section 5.3.3 (46.3 %)   `hidden`
+    three encoders: [CLIP-L, CLIP-G, zeros] above [T5]             section 4           conditioning/three_encoders.py
+    each is silent now and then, so that any may be left out       section 5.3.3       the same
 
-Conditions are `text` (n, l + m, d), the states of both CLIPs side by side, filled up to the width of T5's, and below them T5's;
-and `pooled` (n, p), the pooled vectors of both CLIPs. Where there is no T5, zeros stand in its place, as published.
+Conditions are `text` (n, l + m, d), the states of all encoders, and `pooled` (n, p), the pooled vectors of both CLIPs.
 """
 
 from __future__ import annotations
@@ -23,15 +22,14 @@ from typing import Any, ClassVar
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
-from ..conditioning.text_encoders import ENCODERS, Encoded, TextEncoder, TextEncoderConfig
+from ..conditioning.text_encoders import ENCODERS, TextEncoder, TextEncoderConfig
+from ..conditioning.three_encoders import CLIPS, T5, ThreeEncoders
 from ..conditioning.words import OWN as WORDS
 from ..errors import InputError
 from ..formats import sd3 as public
 from ..formats import sd3_file
 from ..formats.lora import Spelled
-from ..interfaces import Batch, Draw
 from ..networks.autoencoder import AutoencoderKLConfig
 from ..networks.mmdit import MMDiTConfig
 from ..processes import ProcessConfig
@@ -43,7 +41,6 @@ from .base import Request, System
 from .diffusion import Diffusion, SamplingConfig
 from .stable_diffusion import StableDiffusion, StableDiffusionConfig
 
-CLIPS, T5 = ENCODERS[:2], ENCODERS[2]
 STRENGTH = 0.6  # of the published pipeline, where a picture is given and nothing is said
 
 
@@ -104,7 +101,7 @@ def used(config: TextEncoderConfig) -> TextEncoderConfig:
     return config.model_copy(update={"skip": min(1, model.layers - 1), "final_norm": False, "pooled": pooled})
 
 
-class StableDiffusion3(StableDiffusion):
+class StableDiffusion3(ThreeEncoders, StableDiffusion):
     """Networks: `network`, an MMDiT; `autoencoder`, `text_encoder`, `text_encoder_2` and `text_encoder_3`, which are frozen."""
 
     name, title, year = "stable-diffusion-3", "Stable Diffusion 3", 2024
@@ -213,57 +210,11 @@ class StableDiffusion3(StableDiffusion):
         sd3_file.write_file(path, self)
 
     def spellings(self) -> Mapping[str, Sequence[Spelled]]:
-        """A LoRA names the weights as the public folder does."""
-        return System.spellings(self)
-
-    # ---------------------------------------------------------------------------------------- what the network is told
-
-    tells_pooled = True
-
-    def needed_encoders(self) -> Sequence[str]:
-        """Those that the model has; where their pooled texts are not all that the network takes, both CLIPs."""
-        names, pooled = list(self.config.encoders), sum(c.pooled_width for c in self.config.encoders.values())
-        return names if pooled == self.config.network.pooled_width else [*CLIPS, *(n for n in names if n not in CLIPS)]
-
-    def joined(self, said: Mapping[str, Encoded]) -> tuple[Tensor, Tensor]:
-        """[CLIP-L, CLIP-G, zeros] above [T5], and both pooled vectors."""
-        clips, width = [one for name, one in said.items() if name in CLIPS], self.config.network.text_width
-        states = torch.cat([one.states for one in clips], dim=-1)
-        states = pad(states, (0, width - states.shape[-1]))
-        below = said[T5].states if T5 in said else states.new_zeros(len(states), self.config.t5_length, width)
-        return torch.cat([states, below.to(states)], dim=1), torch.cat([self._pooled(one) for one in clips], dim=-1)
-
-    @staticmethod
-    def _pooled(said: Encoded) -> Tensor:
-        if said.pooled is None:
-            raise ValueError("a CLIP of this system gives a pooled text")
-        return said.pooled
-
-    def hidden(self, conditions: dict[str, Tensor], given: Batch, draw: Draw) -> dict[str, Tensor]:
-        """Conditions of a training step: each encoder silent now and then, and now and then no words at all."""
-        if self.config.encoder_dropout > 0:
-            conditions = {name: value.clone() for name, value in conditions.items()}
-            column = vector = 0
-            for name, config in self.config.encoders.items():
-                keep = (draw.uniform(f"dropout_{name}", (len(given),)) >= self.config.encoder_dropout).to(
-                    conditions["text"]
-                )
-                rows, column = (slice(-config.length, None), 0) if name == T5 else (slice(0, config.length), column)
-                conditions["text"][:, rows, column : column + config.width] *= keep[:, None, None]
-                conditions["pooled"][:, vector : vector + config.pooled_width] *= keep[:, None]
-                column, vector = column + config.width, vector + config.pooled_width
-        return super().hidden(conditions, given, draw)
+        """A LoRA names the weights as the public folder does, or the original file; kohya's trainers the second."""
+        own = System.spellings(self)
+        return {**own, "original": [sd3_file.spelled(self.network)]}
 
     # -------------------------------------------------------------------------------------------------------- how it paints
 
     def strength(self, request: Request) -> float:
         return float(request.inputs.get("strength", 1.0 if "mask" in request.inputs else STRENGTH))
-
-    def check(self, request: Request) -> None:
-        most = self.config.network.largest * (1 if self.config.autoencoder is None else self.config.autoencoder.factor)
-        for side, value in zip(("height", "width"), request.size, strict=True):
-            if value > most:
-                raise InputError(
-                    f"size={request.size}: {side} {value} is more than this network has positions for: up to {most}"
-                )
-        super().check(request)
