@@ -2,8 +2,8 @@
 
     conditions, null   beside those of the words, for each net a `hint`, what its map is to it, and `control_scales`
     compute            the locked network's prediction with what the nets add           eq. 2 of Zhang et al. 2023
-    residuals          several at once: a sum, each with its weight                     section 3.5
-    asked              a net's share of the steps; guess mode                           section 3.4 and the published code
+    residuals          several at once: a sum, each with its weight                     section 3.4
+    asked              a net's share of the steps                                       the published code
     maps               control maps of training pictures
 
 A map and its hint do not change while a picture is painted and are made once a call. A net whose weight is 0 is not asked, so that

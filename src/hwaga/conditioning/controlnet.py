@@ -128,8 +128,8 @@ class ControlNet(TextUNetDown):
     ) -> Residuals:  # fmt: skip
         """What is added to the U-Net at `time` for noised latents x; channels of x behind `in_channels` are not looked at.
 
-        scale: 1 is the paper's formula, 0 adds nothing. guess: the less, the higher the resolution (section 3.4: it
-        then leads even without a prompt). The rest as in `TextUNet.forward`.
+        scale: 1 is the paper's formula, 0 adds nothing. guess: the less, the higher the resolution, as public code does where a
+        control is to lead without a prompt (section 3.4 weighs by resolution for the same end). The rest as in `TextUNet.forward`.
         """
         text = text.to(x.dtype) if text.dtype != x.dtype else text
         embedding = self.embed(time, pooled, ids, label=label).to(x.dtype)

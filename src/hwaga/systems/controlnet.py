@@ -8,7 +8,7 @@ weights never do.
     c, a picture in [0, 1]                                section 3.2    conditioning/control/, systems/controls.py
     E || eps - eps_theta(z_t, t, words, c) ||^2           eq. 5          objectives/denoising.py
     half of the words hidden in training                  section 3.3    `text_dropout`
-    several at once; guess mode; start and end            section 3.4, 3.5   conditioning/controlled.py
+    several at once; guess mode; start and end            section 3.4    conditioning/controlled.py
 
 What is new in a step of training and in a call is in conditioning/controlled.py; here is what a ControlNet is made of, where it
 comes from, and what is watched while it learns.
