@@ -214,3 +214,34 @@ def test_files_for_stable_diffusion_are_written_in_the_folders_names_and_read_in
     spelled = model.spellings()
     assert any("down_blocks.0.attentions.0.proj_in" in names for names in spelled["kohya"])
     assert any("input_blocks.1.1.proj_in" in names for names in spelled["original"])
+
+
+def test_queries_keys_and_values_of_one_original_matrix_are_changed_together(tmp_path):
+    model = tiny.stable_diffusion_3() if hasattr(tiny, "stable_diffusion_3") else None
+    if model is None:
+        pytest.skip("no tiny Stable Diffusion 3")
+    width = model.config.network.width
+    down, up = random(2, width), random(3 * width, 2, seed=2)
+    lead = "lora_unet_joint_blocks_0_x_block_attn_qkv"
+    tensors = {f"{lead}.lora_down.weight": down, f"{lead}.lora_up.weight": up, f"{lead}.alpha": torch.tensor(1.0)}
+    base = weights(model)
+    assert model.load_lora(file(tmp_path, tensors)).changed == 3
+    for k, one in enumerate(("to_q", "to_k", "to_v")):
+        name = f"network.transformer_blocks.0.attn.{one}.weight"
+        expected = base[name] + 0.5 * up[k * width : (k + 1) * width] @ down
+        torch.testing.assert_close(weights(model)[name], expected)
+    model.unload_lora()
+    assert same(weights(model), base)
+
+
+def test_a_compiled_model_takes_loras_too(tmp_path):
+    model = tiny.ddpm()
+    base, path = weights(model), file(tmp_path, lora_of(model, NAMES))
+    model.networks["network"] = torch.compile(model.network)
+    model.load_lora(path, scale=0.5)
+    other = tiny.ddpm()
+    other.load_lora(path, scale=0.5)
+    inner = {f"network.{n}": p for n, p in model.networks["network"]._orig_mod.named_parameters()}
+    assert same(weights(other), inner)
+    model.unload_lora()
+    assert same(base, inner)

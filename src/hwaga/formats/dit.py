@@ -31,10 +31,11 @@ from ..errors import InputError, first_mistake
 from ..files import write_tensors
 from ..networks.dit import DiTConfig, fixed_positions
 from ..weights.fill import fill, without_memory
-from ..weights.lora import Place as Weight
+from ..weights.lora import plain
 from .autoencoder import stored, typed
 from .folders import PublicFolder, write_component
 from .keys import Assembled, Move, Moved, places, taken_apart
+from .lora import Spelled, by_table
 
 
 class Row(NamedTuple):
@@ -116,17 +117,10 @@ def _names(config: DiTConfig) -> list[str]:
         return list(config.build().state_dict())
 
 
-def spelled(network: Any, part: str, table: tuple[Moved, ...]) -> dict[str, Weight]:
+def spelled(network: Any, part: str, table: tuple[Moved, ...]) -> Spelled:
     """{a module's public name: our weight, or the rows of it that are its} by a key table, as files of LoRA name them."""
-    own, found = dict(network.named_parameters()), {}
-    for ours, (names, move, _) in places(own, table, each=network.config.depth).items():
-        if not ours.endswith(".weight") or move not in ("same", "join"):
-            continue
-        rows = own[ours].shape[0] // len(names)
-        for k, name in enumerate(names):
-            held = None if len(names) == 1 else (k * rows, (k + 1) * rows)
-            found[name.removesuffix(".weight")] = Weight(part, ours, held)
-    return found
+    own = [name for name, _ in plain(network).named_parameters()]
+    return by_table(part, network, places(own, table, each=network.config.depth))
 
 
 # --------------------------------------------------------------------------------------------------------------- folders

@@ -32,7 +32,7 @@ from ..errors import InputError, first_mistake
 from ..networks.autoencoder import AutoencoderKLConfig
 from ..networks.clip_text import ClipTextConfig
 from ..networks.text_unet import TextUNetConfig
-from ..weights.lora import Place
+from ..weights.lora import Place, plain
 from ..weights.mapped import Renamed
 from . import autoencoder
 from .keys import Moved
@@ -403,7 +403,6 @@ def codec_of(
 
 def spelled(network: Any) -> dict[str, Place]:
     """{a module's original name: our weight}, as files of LoRA for XL name them."""
-    weights = [
-        n.removesuffix(".weight") for n, p in network.named_parameters() if n.endswith(".weight") and p.dim() > 1
-    ]
+    own = plain(network).named_parameters()
+    weights = [name.removesuffix(".weight") for name, p in own if name.endswith(".weight") and p.dim() > 1]
     return {old: Place("network", f"{ours}.weight") for ours, old in unet_names(weights, network.config).items()}

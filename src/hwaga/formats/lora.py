@@ -28,8 +28,9 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..files import read_json, whole_file, write_tensors
-from ..weights.lora import Change, Hadamard, LowRank, Place, Whole
+from ..weights.lora import Change, Hadamard, LowRank, Place, Whole, plain
 from ..weights.mapped import Mapped, read_pickled
+from . import keys
 
 # ------------------------------------------------------------------------------------------------------------ the names
 
@@ -91,15 +92,16 @@ def is_lora(names: Iterable[str]) -> bool:
     return any((found := named(name)) is not None and found.role not in ("alpha", "diff", "diff_b") for name in names)
 
 
-Spelled = Mapping[str, Place]
-"""{a module's name, without ".weight": the weight}, in one of the spellings of a network."""
+Spelled = Mapping[str, Place | tuple[Place, ...]]
+"""{a module's name, without ".weight": the weight}, in one of the spellings of a network. Several weights: one below the other
+they are the public one (queries, keys and values in one matrix)."""
 
 
 def own_names(part: str, network: nn.Module) -> dict[str, Place]:
     """The modules of a network that have a weight, by its own names. Text encoders: as transformers' public files have
     them, with and without `text_model.`."""
     found: dict[str, Place] = {}
-    for name, parameter in network.named_parameters():
+    for name, parameter in plain(network).named_parameters():
         module, _, last = name.rpartition(".")
         if last != "weight" or parameter.dim() < 2:
             continue
@@ -115,19 +117,48 @@ def own_names(part: str, network: nn.Module) -> dict[str, Place]:
     return found
 
 
+def by_table(part: str, network: nn.Module, spots: Mapping[str, keys.Place]) -> dict[str, Place | tuple[Place, ...]]:
+    """The modules of a network by the names that a key table gives (`keys.places` of its parameters): a weight, some rows of
+    one, or several weights in one. What is moved otherwise (repeated, turned over, its halves swapped) is left out."""
+    own: dict[str, nn.Parameter] = dict(plain(network).named_parameters())
+    found: dict[str, Place | tuple[Place, ...]] = {}
+    parts: dict[str, dict[int, Place]] = {}
+    for ours, (names, move, (k, count)) in spots.items():
+        if not ours.endswith(".weight") or ours not in own:
+            continue
+        module = names[0].removesuffix(".weight")
+        if move == "same":
+            found[module] = Place(part, ours)
+        elif move == "join":
+            rows = own[ours].shape[0] // len(names)
+            for i, name in enumerate(names):
+                found[name.removesuffix(".weight")] = Place(part, ours, (i * rows, (i + 1) * rows))
+        elif move == "rows":
+            parts.setdefault(module, {})[k] = Place(part, ours)
+            if len(parts[module]) == count:
+                found[module] = tuple(parts[module][i] for i in range(count))
+    return found
+
+
+def part_of(places: Place | tuple[Place, ...]) -> str:
+    """The part that a name is of."""
+    return places.part if isinstance(places, Place) else places[0].part
+
+
 def of_others(spelled: Sequence[Spelled]) -> list[Spelled]:
     """Those of all parts but the network that denoises."""
-    return [names for names in spelled if all(place.part != "network" for place in names.values())]
+    return [names for names in spelled if all(part_of(place) != "network" for place in names.values())]
 
 
-def looked_up(spellings: Iterable[Spelled]) -> dict[str, Place]:
+def looked_up(spellings: Iterable[Spelled]) -> dict[str, Place | tuple[Place, ...]]:
     """{a name as a file may spell it: the weight} of all spellings; the first that has a name keeps it."""
-    found: dict[str, Place] = {}
+    found: dict[str, Place | tuple[Place, ...]] = {}
     for spelled in spellings:
         for module, place in spelled.items():
-            for lead in DOTTED.get(place.part, (f"{place.part}.",)):
+            part = part_of(place)
+            for lead in DOTTED.get(part, (f"{part}.",)):
                 found.setdefault(lead + module, place)
-            for lead in SCORED.get(place.part, (f"lora_{place.part}_",)):
+            for lead in SCORED.get(part, (f"lora_{part}_",)):
                 found.setdefault(lead + module.replace(".", "_"), place)
     return found
 
@@ -274,19 +305,35 @@ class Matched(NamedTuple):
     misshapen: list[str]  # "NAME changes a weight of 768 x 4, here 1024 x 4"
 
 
-def matched(file: LoraFile, names: Mapping[str, Place], networks: Mapping[str, nn.Module]) -> Matched:
+def matched(
+    file: LoraFile, names: Mapping[str, Place | tuple[Place, ...]], networks: Mapping[str, nn.Module]
+) -> Matched:  # fmt: skip
     """Which of the file's changes are of which weights. InputError where two are of the same."""
     changes: dict[Place, Change] = {}
     lost, misshapen = [], []
     for module, change in file.modules.items():
         key, _, bias = module.partition(" ")
         place = names.get(key)
+        if isinstance(place, tuple) and not isinstance(place, Place):
+            if bias or not isinstance(change.kind, LowRank) or change.magnitude is not None:
+                lost.append(module)
+                continue
+            shapes = [tuple(plain(networks[p.part]).get_parameter(p.name).shape) for p in place]
+            whole = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+            if not change.fits(whole):
+                misshapen.append(f"{module} changes a weight of {_by(change.kind.shape)}, here it is {_by(whole)}")
+                continue
+            start = 0
+            for one, shape in zip(place, shapes, strict=True):
+                changes[one] = Change(change.kind.of_rows(start, start + shape[0]))
+                start += shape[0]
+            continue
         if place is not None and bias:
             place = _bias(place, networks)
         if place is None:
             lost.append(module)
             continue
-        shape = tuple(networks[place.part].get_parameter(place.name).shape)
+        shape = tuple(plain(networks[place.part]).get_parameter(place.name).shape)
         if place.rows is not None:
             shape = (place.rows[1] - place.rows[0], *shape[1:])
         if not change.fits(shape):
@@ -302,7 +349,7 @@ def matched(file: LoraFile, names: Mapping[str, Place], networks: Mapping[str, n
 
 def _bias(place: Place, networks: Mapping[str, nn.Module]) -> Place | None:
     name = place.name.removesuffix("weight") + "bias"
-    there = dict(networks[place.part].named_parameters())
+    there = dict(plain(networks[place.part]).named_parameters())
     return place._replace(name=name) if name in there else None
 
 
@@ -381,6 +428,8 @@ def _as_spelled(changes: Mapping[Place, Change], spelled: Sequence[Spelled]) -> 
     rows: dict[Place, list[tuple[str, tuple[int, int]]]] = {}
     for names in spelled:
         for module, place in names.items():
+            if not isinstance(place, Place):
+                continue
             whole.setdefault(place, module)
             if place.rows is not None:
                 rows.setdefault(place._replace(rows=None), []).append((module, place.rows))
@@ -398,7 +447,7 @@ def _as_spelled(changes: Mapping[Place, Change], spelled: Sequence[Spelled]) -> 
 
 def _parts(spelled: Sequence[Spelled]) -> Iterator[set[str]]:
     for names in spelled:
-        yield {place.part for place in names.values()}
+        yield {part_of(place) for place in names.values()}
 
 
 def _kohya(module: str, change: Change) -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ from ..networks.clip_text import ClipTextConfig
 from ..networks.mmdit import MMDiTConfig
 from ..weights.fill import without_memory
 from ..weights.mapped import Renamed
-from . import autoencoder, ldm, schedulers, sd3, t5, text_encoders
+from . import autoencoder, ldm, lora, schedulers, sd3, t5, text_encoders
 from .keys import Assembled, Moved, places, taken_apart
 from .stored import as_stored, dtypes_of, shapes_of
 
@@ -48,6 +48,12 @@ SKIPPED = re.compile(
 """What a file may hold beside the networks, knowingly left out."""
 MARK = "joint_blocks.0.context_block.adaLN_modulation.1.bias"
 FIELDS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+
+
+def spelled(network: Any) -> lora.Spelled:
+    """The transformer's weights by the original names, as files of LoRA have them."""
+    own = [name for name, _ in lora.plain(network).named_parameters()]
+    return lora.by_table("network", network, places(own, rows(network.config.depth)))
 
 
 def rows(depth: int) -> tuple[Moved, ...]:

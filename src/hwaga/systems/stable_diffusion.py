@@ -197,6 +197,8 @@ class StableDiffusion(Told, Words, Diffusion):
     def spellings(self) -> Mapping[str, Sequence[Spelled]]:
         """A LoRA names the weights as the public folder does, or the original file; kohya's trainers for XL the second."""
         own = super().spellings()["peft"]
+        if "network" not in self.networks:  # a part that waits for its base
+            return {"peft": own, "kohya": own}
         original = [ldm.spelled(self.network), *files.of_others(own)]
         return {"peft": own, "kohya": original if self.config.network.added_width else own, "original": original}
 

@@ -209,7 +209,7 @@ class Loras:
         self._bases = {key: base for key, base in self._bases.items() if key in used}
 
     def parameter(self, place: Place) -> nn.Parameter:
-        return self.networks[place.part].get_parameter(place.name)
+        return plain(self.networks[place.part]).get_parameter(place.name)
 
     def _base(self, place: Place) -> Tensor:
         """The weight (or its rows) as it was before any LoRA, where the weight now is."""
@@ -221,7 +221,7 @@ class Loras:
     def _put(self, changes: Mapping[Place, Change]) -> None:
         """Brings the weights of these places to what all LoRAs together make of them."""
         for part, name in {(place.part, place.name) for place in changes}:
-            network = self.networks[part]
+            network = plain(self.networks[part])
             parameter = network.get_parameter(name)
             base = self._bases.setdefault((part, name), parameter.detach())
             there = base.to(device=parameter.device, dtype=parameter.dtype)
@@ -232,6 +232,12 @@ class Loras:
                     total[rows] += one.scale * change.delta(there[rows])
             parameter.data = there if total is None else total.to(parameter.dtype)
             forget(network, name.rpartition(".")[0])
+
+
+def plain(network: nn.Module) -> nn.Module:
+    """The network itself, of one that was handed to torch.compile."""
+    inner = getattr(network, "_orig_mod", network)
+    return inner if isinstance(inner, nn.Module) else network
 
 
 def forget(network: nn.Module, module: str) -> None:
