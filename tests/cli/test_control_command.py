@@ -53,5 +53,5 @@ def test_alone_it_lists_the_kinds_and_their_options(ask):
 def test_what_is_wrong_is_one_sentence_and_nothing_is_written(ask, drawing, tmp_path, words, said):
     before = sorted(tmp_path.iterdir())
     answer = ask("control", *(str(drawing) if word == "PICTURE" else word for word in words.split()))
-    assert answer.status == 2 and said in answer.err and len(answer.err.strip().splitlines()) == 1
+    assert answer.status == 2 and said in answer.sentence
     assert sorted(tmp_path.iterdir()) == before
