@@ -326,7 +326,7 @@ def test_another_text_encoder_may_take_the_place_of_the_models_own(folder, tmp_p
         ({"label": 1}, "label= given to Stable Diffusion"),
         ({"crop": (0, 0)}, "crop= given to a model whose network is not told it"),
         ({"depth": torch.ones(16, 16)}, "depth= given to a model whose network is not told it"),
-        ({"clip_skip": 2}, "clip_skip=2: a whole number from 0 to 1"),
+        ({"clip_skip": 3}, "clip_skip=3: a whole number from 0 to 2"),
         ({"prompt_weights": 1}, "prompt_weights=1: true or false"),
         ({"prompt": "(a", "prompt_weights": True}, "is never closed"),
     ],

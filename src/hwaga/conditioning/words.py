@@ -193,9 +193,9 @@ class Words:
                 raise InputError(f"{name}={request.inputs[name]!r}: true or false is needed")
         skip = request.inputs.get("clip_skip", 0)
         configs = [encoder.config for encoder in self.encoders.values() if encoder.config.model.skippable]
-        least = min((config.model.layers - config.skip for config in configs), default=1)
-        if isinstance(skip, bool) or not isinstance(skip, int) or not 0 <= skip < least:
-            raise InputError(f"clip_skip={skip!r}: a whole number from 0 to {least - 1} is needed")
+        least = min((config.model.layers - config.skip for config in configs), default=0)
+        if isinstance(skip, bool) or not isinstance(skip, int) or not 0 <= skip <= least:
+            raise InputError(f"clip_skip={skip!r}: a whole number from 0 to {least} is needed")
         if self.config.network.in_channels == self.config.network.out_channels + 1 and "depth" not in request.inputs:
             raise InputError(
                 "this model is told a depth; give it: depth=PICTURE, near is bright (hwaga control PICTURE --kind depth makes one)"
