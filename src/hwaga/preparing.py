@@ -25,7 +25,7 @@ from .training.loop import StepDraw, on
 from .training.memory import MakeBatch, Memory, available_memory, check_fits, largest_batch, predict, process_memory
 
 if TYPE_CHECKING:
-    from .data import Dataset
+    from .data import Dataset, Joined
     from .systems.base import System
 
 Say = Callable[[str], None]
@@ -66,6 +66,17 @@ class Prepared:
     system: System
     data: Dataset
     held_out: Dataset | None
+    before: Dataset | None = None  # pictures of before, to be learned beside (data/prior.py)
+
+    @property
+    def pictures(self) -> Dataset | Joined:
+        """What training sees."""
+        from .data import Joined
+
+        prior = self.recipe.data.prior
+        if self.before is None or prior is None:
+            return self.data
+        return Joined(self.data, self.before, prior.caption, prior.weight)
 
     def reference(self, split: str) -> Dataset:
         from .data import open_data
@@ -122,9 +133,30 @@ def opened(recipe: Recipe, chosen: Chosen, say: Say, doing: Doing = lambda what:
         network.to(chosen.device)
     if extras := system.data_extras():
         data, held_out = data.with_extras(extras), None if held_out is None else held_out.with_extras(extras)
+    before = _before(recipe, system, data, say)
     if wanted := system.precomputed():
         data, held_out = _beside(data, held_out, wanted, say, doing)
-    return Prepared(recipe, chosen, system, data, held_out)
+        before = None if before is None else _beside(before, None, wanted, say, doing)[0]
+    return Prepared(recipe, chosen, system, data, held_out, before)
+
+
+def _before(recipe: Recipe, system: System, data: Dataset, say: Say) -> Dataset | None:
+    """The pictures of `data.prior`, prepared as the data are."""
+    from .data import open_data
+
+    prior = recipe.data.prior
+    if prior is None:
+        return None
+    if not system.weighs or system.config.student is not None:
+        raise InputError(f"data.prior: {system.title} has no loss a picture that could be weighted; leave it out")
+    own = recipe.data.model_copy(update={"source": prior.source, "held_out": 0.0, "prior": None, "label": "none"})
+    before = open_data(own, "all").with_extras(system.data_extras())
+    if data.captions is not None and before.captions is None and prior.caption is None:
+        raise InputError(
+            f"data.prior.source={prior.source!r} has no captions; say what its pictures were painted from: data.prior.caption"
+        )
+    say(f"prior       {prior.source}: {len(before)} pictures of before are learned beside, weighted {prior.weight:g}")
+    return before
 
 
 def _beside(
@@ -298,6 +330,8 @@ def _data(recipe: Recipe) -> tuple[Dataset, Dataset | None]:
         raise InputError(
             f"data.source={recipe.data.source!r} has no pictures to train on ({len(data.left_out)} were left out)"
         )
+    if recipe.data.held_out == 0 and data.splits.get("held-out") == 0:  # a handful of pictures, all to be learned
+        return data, None
     held_out = open_data(recipe.data, "held-out")
     return data, held_out if len(held_out) else None
 

@@ -150,10 +150,10 @@ def _session(folder: Path, recipe: Recipe, prepared: Prepared, processes: World,
         write_report(folder, f"{system.title}: {folder.name}", prepared.facts(), recipe.to_yaml(), prepared.notes())
 
     return Session(
-        folder=folder, stages=system.stages(), config=_training(recipe), data=prepared.data, order=Order, save=keep,
+        folder=folder, stages=system.stages(), config=_training(recipe), data=prepared.pictures, order=Order, save=keep,
         held_out=prepared.held_out, preview=system.preview if system.paints else None,
         score=_score(recipe, prepared), report=report,
-        about={"recipe": recipe.fingerprint(), "data": prepared.data.fingerprint, **prepared.machine()},
+        about={"recipe": recipe.fingerprint(), "data": prepared.pictures.fingerprint, **prepared.machine()},
         device=prepared.chosen.device, dtype=prepared.chosen.dtype, world=processes, progress=progress,
     )  # fmt: skip
 
@@ -201,6 +201,8 @@ def _absolute(recipe: Recipe) -> Recipe:
     if recipe.training.start_from is not None:
         changed["training.start_from"] = full(recipe.training.start_from)
     values = recipe.model_dump(mode="json")
+    if recipe.data.prior is not None:
+        values["data"]["prior"]["source"] = full(recipe.data.prior.source)
     for key, value in changed.items():
         section, name = key.split(".", 1)
         values[section][name] = value

@@ -15,6 +15,7 @@ from .config import SPLITS, DataConfig
 from .dataset import Dataset, LeftOut, Progress
 from .edits import EditPair, edit_pairs, edit_pixels
 from .order import Order
+from .prior import Joined
 
 SOURCES = {  # name -> the splits that it has
     "openmoji": ("train", "held-out", "combinations", "all"),
@@ -29,6 +30,7 @@ __all__ = [
     "DataConfig",
     "Dataset",
     "EditPair",
+    "Joined",
     "LeftOut",
     "Order",
     "Progress",

@@ -11,6 +11,14 @@ SPLITS = ("train", "held-out", "combinations", "all")
 MARGIN = 8  # `random_crop` stores pictures larger by 1/MARGIN a side (256 for a window of 224 is about that)
 
 
+class PriorConfig(BaseModel, frozen=True, extra="forbid"):
+    """Pictures that a model painted before it learns new ones, to be learned beside them (data/prior.py)."""
+
+    source: str = Field(min_length=1)  # a folder of pictures: hwaga sample MODEL --prompt WORDS --n 200 --out FOLDER
+    caption: str | None = None  # of all of them: the words they were painted from; null: their own
+    weight: float = Field(1.0, gt=0)  # of their loss beside that of a new picture
+
+
 class DataConfig(BaseModel, frozen=True, extra="forbid"):
     """What is trained on and how it is prepared. Sizes are (height, width) in pixels; one number means a square."""
 
@@ -33,6 +41,7 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     flip: bool = False  # mirror half of the pictures in training
     random_crop: bool = False  # store larger by 1/8 and cut a random window in training (its centre otherwise)
     held_out: float = Field(0.1, ge=0, le=0.5)  # share of a folder kept for measuring; openmoji has its own fixed sets
+    prior: PriorConfig | None = None
     seed: int = Field(0, ge=0)  # of flips, random crops and the choice of captions
 
     @field_validator("source")

@@ -130,6 +130,7 @@ class System(TakesLora):
     paints: ClassVar[bool] = (
         True  # False: a part of painters, trained and measured as they are, that is asked for no pictures
     )
+    weighs: ClassVar[bool] = False  # True: the loss of each picture is multiplied by what a batch's extra["weight"] says
     flat: ClassVar[bool] = False  # True: its one network lies in the model's folder itself, as other programs want it
     size_of_image: ClassVar[bool] = False  # True: a call with image= and no size paints at the picture's own
     Config: ClassVar[type[BaseModel]]
