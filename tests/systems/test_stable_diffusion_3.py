@@ -82,8 +82,9 @@ def test_every_encoder_is_heard(model):
 
 
 def test_clip_skip_is_counted_in_clips_layers(model):
-    with pytest.raises(InputError, match="clip_skip=1: a whole number from 0 to 0"):
-        paint(model, clip_skip=1)
+    assert not torch.equal(paint(model, clip_skip=1), paint(model))
+    with pytest.raises(InputError, match="clip_skip=2: a whole number from 0 to 1"):
+        paint(model, clip_skip=2)
 
 
 def test_long_prompts_are_read_in_as_many_pieces_as_each_kind_of_encoder_needs(model):
@@ -213,6 +214,19 @@ def test_the_grid_is_the_public_schedulers(model):
     assert asked.steps == 28 and asked.guidance_scale == 7.0
     assert grid[0] == 1 and grid[-1] == 0 and len(grid) == 29
     assert abs(grid[1] - 0.98738) < 1e-5 and abs(grid[-3] - 0.11091) < 1e-5 and abs(grid[-2] - 0.0089286) < 1e-7
+
+
+def test_a_second_pass_is_painted_and_what_only_xl_is_told_is_refused(model):
+    assert paint(model, second_size=(16, 24)).shape == (1, 3, 16, 24)
+    with pytest.raises(InputError, match="original_size"):
+        paint(model, original_size=(8, 8))
+
+
+def test_outside_a_mask_the_picture_stays(model):
+    image, mask = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(1)), torch.zeros(1, 16, 16)
+    mask[:, :8] = 1
+    painted = paint(model, image=image, mask=mask)[0]
+    assert torch.equal(painted[:, 8:], image[:, 8:]) and not torch.allclose(painted[:, :8], image[:, :8], atol=0.01)
 
 
 def test_from_a_picture_as_far_as_strength_says(model):

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from ..conditioning.text_encoders import ENCODERS, TextEncoder, TextEncoderConfig
 from ..conditioning.three_encoders import CLIPS, T5, ThreeEncoders
-from ..conditioning.words import OWN as WORDS
 from ..errors import InputError
 from ..formats import sd3 as public
 from ..formats import sd3_file
@@ -38,9 +37,10 @@ from ..processes.times import TimesConfig
 from . import latents, students
 from .about import About
 from .base import Request, System
-from .diffusion import Diffusion, SamplingConfig
+from .diffusion import SamplingConfig
 from .stable_diffusion import StableDiffusion, StableDiffusionConfig
 
+OF_XL = ("original_size", "crop", "target_size", "aesthetic_score", "depth")  # keywords that this network is not told
 STRENGTH = 0.6  # of the published pipeline, where a picture is given and nothing is said
 
 
@@ -109,8 +109,7 @@ class StableDiffusion3(ThreeEncoders, StableDiffusion):
     formats: ClassVar[tuple[str, ...]] = ("diffusers", "single")
     may_lack: ClassVar[tuple[str, ...]] = ("autoencoder", *ENCODERS)
     grows: ClassVar[Mapping[str, str]] = {}
-    own: ClassVar[Mapping[str, str]] = {**Diffusion.own, **WORDS}
-    more_checks: ClassVar[dict[str, Any]] = {}
+    own: ClassVar[Mapping[str, str]] = {name: line for name, line in StableDiffusion.own.items() if name not in OF_XL}
     lora_lead = "transformer."
     Config = StableDiffusion3Config
 
