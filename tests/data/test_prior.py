@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from hwaga import running
-from hwaga.data import DataConfig, Joined, Order, open_data
+from hwaga.data import DataConfig, Joined, open_data
 from hwaga.errors import InputError
 from hwaga.objectives.denoising import mean_terms
 
@@ -68,9 +68,15 @@ def test_a_run_learns_both_and_resumes_to_the_bit(tmp_path):
     new, before = folder(tmp_path, "new", 3), folder(tmp_path, "before", 7)
     recipe = {
         "system": "ddpm",
-        "model": {"network": {"channels": [8, 8], "attention": [False, True], "blocks": 1, "groups": 4}, "process": {"timesteps": 8}},
-        "data": {"source": str(new), "size": 8, "held_out": 0.0, "label": "none", "prior": {"source": str(before), "weight": 0.5}},
-        "training": {"steps": 4, "batch_size": 4, "checkpoint_every": 2, "sample_every": 0, "held_out_every": 0, "dtype": "float32"},
+        "model": {
+            "network": {"channels": [8, 8], "attention": [False, True], "blocks": 1, "groups": 4}, "process": {"timesteps": 8},
+        },
+        "data": {
+            "source": str(new), "size": 8, "held_out": 0.0, "label": "none", "prior": {"source": str(before), "weight": 0.5},
+        },
+        "training": {
+            "steps": 4, "batch_size": 4, "checkpoint_every": 2, "sample_every": 0, "held_out_every": 0, "dtype": "float32",
+        },
     }  # fmt: skip
     whole = running.train(recipe, out=tmp_path / "whole", progress=False)
     part = running.train(recipe, out=tmp_path / "part", overrides={"training.steps": 2}, progress=False)
