@@ -388,6 +388,50 @@ def test_the_public_converter_gives_every_name_and_number_back(tmp_path):
     assert public.keys() == own.keys() and all(torch.equal(public[name], own[name]) for name in own)
 
 
+# ------------------------------------------------------------------------------------------------------------------ LoRA
+
+
+def low_rank(name, out, width=32, rank=2, seed=0, style="peft"):
+    g = torch.Generator().manual_seed(seed)
+    down, up = torch.randn(rank, width, generator=g) * 0.3, torch.randn(out, rank, generator=g) * 0.3
+    ends = ("lora_A", "lora_B") if style == "peft" else ("lora_down", "lora_up")
+    return {f"{name}.{ends[0]}.weight": down, f"{name}.{ends[1]}.weight": up}
+
+
+def test_a_lora_in_the_names_of_the_folder_and_one_of_the_original_file_where_three_are_one(tmp_path):
+    system = filled()
+    plain = paint(system)
+    fused = low_rank("lora_unet_joint_blocks_0_x_block_attn_qkv", 96, style="kohya")
+    down, up = fused.values()
+    apart = {}
+    for one, rows in zip("qkv", up.chunk(3), strict=True):
+        name = f"transformer.transformer_blocks.0.attn.to_{one}"
+        apart |= {f"{name}.lora_A.weight": down.clone(), f"{name}.lora_B.weight": rows.clone()}
+    for name, tensors in (("fused", fused), ("apart", apart)):
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    assert system.load_lora(tmp_path / "fused.safetensors").changed == 3
+    changed = paint(system)
+    system.unload_lora()
+    assert torch.equal(paint(system), plain) and not torch.allclose(changed, plain, atol=1e-3)
+    system.load_lora(tmp_path / "apart.safetensors")
+    assert torch.allclose(paint(system), changed, atol=1e-6)
+
+
+def test_a_lora_of_t5_and_of_both_clips_is_heard(tmp_path):
+    system = filled()
+    plain = paint(system)
+    tensors = {
+        **low_rank("lora_te1_text_model_encoder_layers_0_mlp_fc1", 32, 16, style="kohya"),
+        **low_rank("lora_te2_text_model_encoder_layers_0_mlp_fc1", 32, 16, style="kohya", seed=1),
+        **low_rank("lora_te3_encoder_block_0_layer_1_DenseReluDense_wo", 40, 32, style="kohya", seed=2),
+    }
+    save_file(tensors, tmp_path / "words.safetensors")
+    assert system.load_lora(tmp_path / "words.safetensors").changed == 3
+    assert not torch.allclose(paint(system), plain, atol=1e-4)
+    system.set_lora("words", 0.0)
+    assert torch.equal(paint(system), plain)
+
+
 # ------------------------------------------------------------------------------------------------------- what it refuses
 
 

@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from ..conditioning.text_encoders import ENCODERS, TextEncoder, TextEncoderConfig
 from ..conditioning.three_encoders import CLIPS, T5, ThreeEncoders
 from ..errors import InputError
+from ..formats import lora as files
 from ..formats import sd3 as public
 from ..formats import sd3_file
-from ..formats.lora import Spelled
+from ..formats.keys import places
 from ..networks.autoencoder import AutoencoderKLConfig
 from ..networks.mmdit import MMDiTConfig
 from ..processes import ProcessConfig
@@ -208,10 +209,12 @@ class StableDiffusion3(ThreeEncoders, StableDiffusion):
     def to_file(self, path: Path) -> None:
         sd3_file.write_file(path, self)
 
-    def spellings(self) -> Mapping[str, Sequence[Spelled]]:
-        """A LoRA names the weights as the public folder does, or the original file; kohya's trainers the second."""
-        own = System.spellings(self)
-        return {**own, "original": [sd3_file.spelled(self.network)]}
+    def spellings(self) -> Mapping[str, Sequence[files.Spelled]]:
+        """A LoRA names the weights as the public folder does, or the original file, where queries, keys and values are one."""
+        own = System.spellings(self)["peft"]
+        table = places([name for name, _ in self.network.named_parameters()], sd3_file.rows(self.config.network.depth))
+        original = files.by_table("network", self.network, table)
+        return {"peft": own, "kohya": own, "original": [original, *files.of_others(own)]}
 
     # -------------------------------------------------------------------------------------------------------- how it paints
 
