@@ -130,7 +130,9 @@ class System(TakesLora):
     paints: ClassVar[bool] = (
         True  # False: a part of painters, trained and measured as they are, that is asked for no pictures
     )
-    weighs: ClassVar[bool] = False  # True: the loss of each picture is multiplied by what a batch's extra["weight"] says
+    weighs: ClassVar[bool] = (
+        False  # True: the loss of each picture is multiplied by what a batch's extra["weight"] says
+    )
     flat: ClassVar[bool] = False  # True: its one network lies in the model's folder itself, as other programs want it
     size_of_image: ClassVar[bool] = False  # True: a call with image= and no size paints at the picture's own
     Config: ClassVar[type[BaseModel]]
@@ -308,6 +310,11 @@ class System(TakesLora):
         if network.config != self.networks[part].config:
             raise InputError(f"components[{part!r}]={source}: its {part} has another config than this model's")
         self.networks[part] = network
+
+    @classmethod
+    def over(cls, base: Any, nets: Mapping[str, nn.Module], layouts: Mapping[str, Any], source: str = "") -> Self:
+        """The system that `base` becomes with networks that it `grows` by; layouts: what their public files looked like."""
+        raise NotImplementedError
 
     def lends(self, part: str) -> nn.Module | None:
         """The network that another model may take as its `part`; None where there is none of that name."""

@@ -153,9 +153,7 @@ class ControlNet(Controlled, StableDiffusion):
         return system
 
     @classmethod
-    def over(
-        cls, base: System, nets: Mapping[str, nn.Module], layouts: Mapping[str, Any], source: str = ""
-    ) -> ControlNet:
+    def over(cls, base: Any, nets: Mapping[str, nn.Module], layouts: Mapping[str, Any], source: str = "") -> ControlNet:
         """A Stable Diffusion with ControlNets beside it. InputError where one is for another model."""
         for name, net in nets.items():
             check_fits(base.config.network, name, net, source)
