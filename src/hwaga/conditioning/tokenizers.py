@@ -2,8 +2,8 @@
 
 Byte-pair encoding (Sennrich et al. 2016): letters, then the pairs that training found most often, joined in that order. CLIP's
 (`vocab.json` and `merges.txt`) lowers case, cuts at words, digits and signs, and marks the end of a word; any other is read from
-its `tokenizer.json`. Texts are framed as a text encoder takes them: begin (T5's texts have none), tokens, end, and the filling up
-to its length.
+its `tokenizer.json`, or of SentencePiece's file (sentencepiece.py). Texts are framed as a text encoder takes them: begin (T5's
+texts have none), tokens, end, and the filling up to its length.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from ..errors import InputError
 NAMES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
          "added_tokens.json", "spiece.model", "tokenizer.model")  # fmt: skip
 """Files of a tokenizer that are read, or kept for the way back."""
+PIECES = "spiece.model"
+"""SentencePiece's file, from which a T5's tokenizer is read where there is no tokenizer.json."""
 CUTS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 """Where CLIP cuts a text before pairs are joined (Radford et al. 2021; the regular expression of its published tokenizer)."""
 LONGEST = 10_000  # a stated length above is none: some files say 10^30
@@ -35,12 +37,15 @@ class Tokenizer:
 
     def __init__(self, files: Mapping[str, bytes], where: str = "this model") -> None:
         self.files, self.where = dict(files), where
-        whole = "tokenizer.json" in self.files or {"vocab.json", "merges.txt"} <= self.files.keys()
+        whole = (
+            bool(self.files.keys() & {"tokenizer.json", PIECES}) or {"vocab.json", "merges.txt"} <= self.files.keys()
+        )
         if not whole:
             remedy = "components={'tokenizer': FOLDER} or --component tokenizer=FOLDER names a folder with them"
             there = f"; there is {', '.join(sorted(self.files))}" if self.files else f"; {remedy}"
             raise InputError(
-                f"{where} has no tokenizer: vocab.json with merges.txt, or tokenizer.json, is needed to read a prompt{there}"
+                f"{where} has no tokenizer: vocab.json with merges.txt, tokenizer.json, or spiece.model is needed to "
+                f"read a prompt{there}"
             )
 
     # ------------------------------------------------------------------------------------------------ what its files say
@@ -117,6 +122,8 @@ class Tokenizer:
         import tokenizers as library
 
         if not {"vocab.json", "merges.txt"} <= self.files.keys():
+            if "tokenizer.json" not in self.files:
+                return self._of_pieces()
             try:
                 found = library.Tokenizer.from_str(self.files["tokenizer.json"].decode())
             except Exception as error:  # the library raises plain Exception
@@ -149,6 +156,14 @@ class Tokenizer:
             [library.AddedToken(token, special=True, normalized=told) for token, told in tokens.items()]
         )
         return engine
+
+    def _of_pieces(self) -> Any:
+        from . import sentencepiece
+
+        try:
+            return sentencepiece.engine(self.files[PIECES])
+        except Exception as error:  # the library raises plain Exception for a table that it cannot read
+            raise InputError(f"{self.where}: {PIECES} cannot be read: {error}") from None
 
     def __call__(self, text: str) -> Tokens:
         """The tokens of a text, however many."""
