@@ -384,6 +384,23 @@ def test_from_a_picture_and_with_a_mask(pair):
     assert torch.equal(painted[0][:, :4], image[:, :4])
 
 
+def test_a_region_painted_by_itself_has_its_part_of_the_map(pair):
+    """Where the mask with its margin is the whole picture, nothing is cut; elsewhere only the map around the mask counts."""
+    system, _ = pair
+    image = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
+    mask, control = torch.zeros(32, 32), torch.zeros(3, 32, 32)
+    mask[4:12, 4:12] = 1
+    control[:, 6:10] = 1
+    call = {"image": image, "mask": mask, "masked_margin": 4, "strength": 1.0}
+    here = paint(system, control=control, **call)
+    far = control.clone()
+    far[:, 20:] = 1
+    assert torch.equal(here, paint(system, control=far, **call))
+    assert not torch.equal(here, paint(system, control=torch.zeros(3, 32, 32), **call))
+    large = paint(system, control=MAPS[0], second_size=(24, 24))
+    assert large.shape == (1, 3, 24, 24)
+
+
 REFUSED = [
     ({}, ("control= is needed", "control_kind=")),
     ({"control": [MAPS[0], MAPS[1]]}, ("2 maps", "1 ControlNets")),

@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -36,7 +37,7 @@ from ..interfaces import Batch, Draw, Objective, Precomputed, Stage
 from ..networks.text_unet import TextUNetConfig
 from ..objectives.denoising import denoising, held_out_bins
 from . import controls, students
-from .base import About, System
+from .base import About, Request, System
 from .stable_diffusion import BETAS, StableDiffusion, StableDiffusionConfig
 
 KEPT_BELOW = 128 * 128  # pixels of a training picture up to which its map is computed once and kept on the disk
@@ -263,6 +264,15 @@ class ControlNet(Controlled, StableDiffusion):
         if kind is None:
             return controls.ready(name, given, size)
         return controls.map_from(given, kind, options, size, name)
+
+    def of_region(
+        self, request: Request, whole: tuple[int, int], box: tuple[int, int, int, int], size: tuple[int, int]
+    ) -> dict[str, Any]:  # fmt: skip
+        """The control maps of the whole picture, cut to the region."""
+        every, (top, left, bottom, right) = replace(request, size=whole, pictures=tuple(range(request.total))), box
+        cut = [self.map(every, i)[:, :, top:bottom, left:right] for i in range(len(self.nets))]
+        maps = [torch.cat([controls.ready("control", one, size) for one in several]) for several in cut]
+        return {"control": maps, "control_kind": None, "control_options": None}
 
     def data_extras(self) -> tuple[str, ...]:
         return ("line_art",) if self.config.control.kind == LINES else ()

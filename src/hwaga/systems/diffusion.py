@@ -338,6 +338,13 @@ class Diffusion(System):
         """Whether a walk begins at pure noise although there is a picture: where the network is told what to keep of it."""
         return False
 
+    def of_region(
+        self, request: Request, whole: tuple[int, int], box: tuple[int, int, int, int], size: tuple[int, int]
+    ) -> dict[str, Any]:  # fmt: skip
+        """What else of a call lies on the picture of `image`, of (height, width) `whole`: cut to (top, left, bottom, right) and
+        brought to `size`, for a region that is painted by itself."""
+        return {}
+
     @property
     def told_mask(self) -> bool:
         """Whether the network itself is told a mask, so that nothing need be held outside it."""

@@ -70,6 +70,7 @@ def masked_region(system: Diffusion, request: Request) -> Tensor:
         "image": resized(image[here], size).clamp(0, 1),
         "mask": (resized(mask[here].float(), size) >= 0.5)[0].float(),
     }
+    inputs |= system.of_region(request, whole, box, size)
     painted = system.paint(replace(request, size=size, inputs=inputs)).float()
     out = to_inside(image).to(painted).expand(len(painted), -1, -1, -1).clone()
     there = resized(painted, (bottom - top, right - left))
