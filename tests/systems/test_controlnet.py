@@ -207,6 +207,7 @@ def test_the_grid_shows_each_map_beside_its_painting(pair):
     shown = system.shown(batch(2))
     assert shown.shape == (4, 3, 16, 16)
     assert torch.equal(shown[0], system.maps(batch(2))[0] * 2 - 1)
+    assert system.preview(2).shape == (2, 3, 16, 16)  # where no held-out pictures are, nothing is asked for
 
 
 RUN = {

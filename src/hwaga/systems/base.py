@@ -401,6 +401,10 @@ class System(TakesLora):
             raise InputError(f"latents={type(latents).__name__}: a tensor, as encode gives it, is needed")
         return (self.pictures_of(latents.to(self.device)).float().cpu() / 2 + 0.5).clamp(0, 1)
 
+    def blank(self) -> dict[str, Any]:
+        """What a call must name even where it asks for nothing in particular (a control map)."""
+        return {}
+
     def preview(self, n: int, seed: int = 0) -> Float[Tensor, "n 3 h w"]:
         """Pictures of a fixed seed, in [0, 1], for grids while training."""
         return self.sample(n=n, seed=seed, output="tensor", progress=False)

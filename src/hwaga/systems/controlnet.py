@@ -294,8 +294,11 @@ class ControlNet(Controlled, StableDiffusion):
         painted = self.sample(prompt=words, control=maps, seed=0, output="tensor", progress=False)
         return torch.stack([maps, painted], dim=1).flatten(0, 1) * 2 - 1
 
+    def blank(self) -> dict[str, Any]:
+        """A black map, which says nothing."""
+        return {"control": [torch.zeros(3, *self.about.size)] * len(self.nets)}
+
     def preview(self, n: int, seed: int = 0) -> Tensor:
-        """Pictures of a fixed seed without any control: a black map says nothing."""
-        return self.sample(
-            n=n, seed=seed, control=[torch.zeros(3, *self.about.size)] * len(self.nets), output="tensor", progress=False
-        )
+        """Pictures of a fixed seed without any control."""
+        pictures: Tensor = self.sample(n=n, seed=seed, output="tensor", progress=False, **self.blank())
+        return pictures
