@@ -25,7 +25,7 @@ from .training.loop import StepDraw, on
 from .training.memory import MakeBatch, Memory, available_memory, check_fits, largest_batch, predict, process_memory
 
 if TYPE_CHECKING:
-    from .data import Dataset, Joined
+    from .data import Bucketed, Dataset, Joined
     from .systems.base import System
 
 Say = Callable[[str], None]
@@ -67,12 +67,22 @@ class Prepared:
     data: Dataset
     held_out: Dataset | None
     before: Dataset | None = None  # pictures of before, to be learned beside (data/prior.py)
+    buckets: Bucketed | None = None  # the same pictures in batches of one size each (data/buckets.py)
 
     @property
-    def pictures(self) -> Dataset | Joined:
+    def order(self) -> Callable[[int, int, int], Any]:
+        """Which pictures a step sees: of (pictures, batch size, seed)."""
+        from .data import Order
+
+        return Order if self.buckets is None else self.buckets.order
+
+    @property
+    def pictures(self) -> Dataset | Joined | Bucketed:
         """What training sees."""
         from .data import Joined
 
+        if self.buckets is not None:
+            return self.buckets
         prior = self.recipe.data.prior
         if self.before is None or prior is None:
             return self.data
@@ -133,11 +143,28 @@ def opened(recipe: Recipe, chosen: Chosen, say: Say, doing: Doing = lambda what:
         network.to(chosen.device)
     if extras := system.data_extras():
         data, held_out = data.with_extras(extras), None if held_out is None else held_out.with_extras(extras)
-    before = _before(recipe, system, data, say)
-    if wanted := system.precomputed():
+    before, buckets = _before(recipe, system, data, say), _buckets(recipe, system, data, say)
+    if (wanted := system.precomputed()) and buckets is None:
         data, held_out = _beside(data, held_out, wanted, say, doing)
         before = None if before is None else _beside(before, None, wanted, say, doing)[0]
-    return Prepared(recipe, chosen, system, data, held_out, before)
+    return Prepared(recipe, chosen, system, data, held_out, before, buckets)
+
+
+def _buckets(recipe: Recipe, system: System, data: Dataset, say: Say) -> Bucketed | None:
+    """The pictures by size, where `data.buckets` asks for it."""
+    from .data import bucketed
+
+    step = recipe.data.buckets
+    if step is None:
+        return None
+    if recipe.data.prior is not None or not system.weighs:
+        why = "with data.prior" if recipe.data.prior else f"with {system.title}, which learns pictures of one size"
+        raise InputError(f"data.buckets={step} {why}: leave one of them out")
+    found = bucketed(data, step)
+    for part in found.parts:
+        type(system).check_data(system.config, part.size)
+    say(f"buckets     {found.text}; what is computed of pictures is so at each step")
+    return found
 
 
 def _before(recipe: Recipe, system: System, data: Dataset, say: Say) -> Dataset | None:

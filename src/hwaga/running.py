@@ -136,7 +136,6 @@ def _prepared(recipe: Recipe, progress: Progress) -> Iterator[Prepared]:
 
 
 def _session(folder: Path, recipe: Recipe, prepared: Prepared, processes: World, progress: Progress) -> Session:
-    from .data import Order
     from .saving import save
 
     system = prepared.system
@@ -150,7 +149,7 @@ def _session(folder: Path, recipe: Recipe, prepared: Prepared, processes: World,
         write_report(folder, f"{system.title}: {folder.name}", prepared.facts(), recipe.to_yaml(), prepared.notes())
 
     return Session(
-        folder=folder, stages=system.stages(), config=_training(recipe), data=prepared.pictures, order=Order, save=keep,
+        folder=folder, stages=system.stages(), config=_training(recipe), data=prepared.pictures, order=prepared.order, save=keep,
         held_out=prepared.held_out, preview=system.preview if system.paints else None,
         score=_score(recipe, prepared), report=report,
         about={"recipe": recipe.fingerprint(), "data": prepared.pictures.fingerprint, **prepared.machine()},

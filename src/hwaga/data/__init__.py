@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import InputError, unknown
+from .buckets import Bucketed, bucketed
 from .config import SPLITS, DataConfig
 from .dataset import Dataset, LeftOut, Progress
 from .edits import EditPair, edit_pairs, edit_pixels
@@ -27,6 +28,7 @@ SOURCES = {  # name -> the splits that it has
 GIVE = "give openmoji, digits, a folder of pictures, tar shards (x-{000..012}.tar) or hf:NAME"
 
 __all__ = [
+    "Bucketed",
     "DataConfig",
     "Dataset",
     "EditPair",
@@ -35,6 +37,7 @@ __all__ = [
     "Order",
     "Progress",
     "SOURCES",
+    "bucketed",
     "edit_pairs",
     "edit_pixels",
     "open_data",

@@ -41,6 +41,9 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     flip: bool = False  # mirror half of the pictures in training
     random_crop: bool = False  # store larger by 1/8 and cut a random window in training (its centre otherwise)
     held_out: float = Field(0.1, ge=0, le=0.5)  # share of a folder kept for measuring; openmoji has its own fixed sets
+    buckets: Side | None = (
+        None  # sides are multiples of it: batches of one size each, as each picture's aspect asks for
+    )
     prior: PriorConfig | None = None
     seed: int = Field(0, ge=0)  # of flips, random crops and the choice of captions
 

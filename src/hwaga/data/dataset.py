@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import InputError
 from .augment import augment, centre, mirrored
-from .cache import digest
+from .cache import Entry, digest
 from .config import DataConfig
 from .wording import one_of, shuffled
 
@@ -42,6 +42,15 @@ EXTRAS = ("line_art",)
 [0, 1]."""
 
 
+class Originals(NamedTuple):
+    """The pictures of a set as their source has them."""
+
+    shapes: list[tuple[int, int]]  # (height, width) of each
+    read: Callable[
+        [tuple[str, ...], tuple[int, int], Progress | None], Entry
+    ]  # those of these names at another size, packed
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """n pictures of one split. Of the source: `found` = `used` + len(`left_out`); `used` counts all splits."""
@@ -64,6 +73,7 @@ class Dataset:
     wordings: list[tuple[str, ...]] | None = field(
         default=None, repr=False
     )  # all captions of each, where some have several
+    originals: Originals | None = field(default=None, repr=False)  # where a source has pictures of several shapes
     facts: dict[str, Any] = field(default_factory=dict, repr=False)  # what else a summary tells
     lines: Callable[[], np.ndarray] | None = field(default=None, repr=False)  # opens the line art, rows as `store`
     beside: Mapping[str, Beside] = field(default_factory=dict, repr=False)  # given with each batch by name, in `extra`
