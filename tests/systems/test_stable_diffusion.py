@@ -416,6 +416,15 @@ def test_a_caption_has_the_same_states_whatever_batch_it_comes_in(model):
     assert torch.equal(fresh.conditions(among)["text"], model.conditions(among)["text"])
 
 
+def test_grids_of_training_show_what_captions_say():
+    config = hwaga.systems.find("stable-diffusion").taught({"text_dropout": 0.2}, ["b star", "a star", "a star", "c"])
+    assert config == {"examples": ("a star", "b star", "c"), "text_dropout": 0.2}
+    system = filled(tiny.stable_diffusion(examples=["a star", "a circle"], sampling={"sampler": "ddim", "steps": 2}))
+    shown = system.preview(3, seed=1)
+    want = system.sample(prompt=["a star", "a circle", "a star"], seed=1, output="tensor", progress=False)
+    assert torch.equal(shown, want)
+
+
 class Captioned(tiny.Pictures):
     def batch(self, indices, epochs=None):
         every = tiny.captions(8)

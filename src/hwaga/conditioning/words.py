@@ -211,6 +211,15 @@ class Words:
                     LostWords, stacklevel=5,
                 )  # fmt: skip
 
+    def preview(self, n: int, seed: int = 0) -> Float[Tensor, "n 3 h w"]:
+        """Pictures of a fixed seed, in [0, 1], for grids while training: of the config's examples in turn."""
+        examples = getattr(self.config, "examples", ()) or ("",)
+        told = [examples[i % len(examples)] for i in range(n)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LostWords)
+            pictures: Tensor = self.sample(prompt=told, seed=seed, output="tensor", progress=False)  # type: ignore[attr-defined]
+        return pictures
+
     def lost_words(self, request: Any, text: str | None) -> dict[str, str]:
         """By encoder, the words of a text that are cut off."""
         if not text or request.inputs.get("long_prompts"):
@@ -223,6 +232,13 @@ class Words:
         """What a picture's record says of it alone: its words, and those of them that were lost."""
         lost = self.lost_words(request, request.prompts[i].text)
         return {**super().told_of(request, i), "lost_words": lost or None}  # type: ignore[misc]
+
+
+def examples_of(captions: Sequence[str], most: int = 16) -> tuple[str, ...]:
+    """Some captions, evenly spaced among all different ones by letters."""
+    every = sorted(set(captions))
+    count = min(most, len(every))
+    return tuple(every[i * len(every) // count] for i in range(count))
 
 
 def _listed(value: Any) -> list[Any]:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ..conditioning.text_encoders import ENCODERS, TextEncoderConfig
 from ..conditioning.words import OWN as WORDS
-from ..conditioning.words import Words
+from ..conditioning.words import Words, examples_of
 from ..errors import InputError
 from ..formats import ldm, ldm_file
 from ..formats import lora as files
@@ -57,6 +57,9 @@ class StableDiffusionConfig(DiffusionConfig, frozen=True, extra="forbid"):
         None, description="a second one, whose states stand beside the first's"
     )
     text_dropout: float = Field(0.1, ge=0, le=1, description="share of training pictures whose words are hidden")
+    examples: tuple[str, ...] = Field(
+        (), description="prompts that sample grids show; in a recipe left out: some captions"
+    )
     zeros_for_empty: bool = Field(False, description="no negative prompt is zeros, not the states of no words (SD XL)")
     process: ProcessConfig = BETAS
 
@@ -110,6 +113,11 @@ class StableDiffusion(Told, Words, Diffusion):
     @classmethod
     def network_configs(cls, config: StableDiffusionConfig) -> dict[str, Any]:
         return {**super().network_configs(config), **config.encoders}
+
+    @classmethod
+    def taught(cls, config: Mapping[str, Any], captions: Sequence[str]) -> dict[str, Any]:
+        """With some of the training captions, evenly spaced among all, for the grids that show how training goes."""
+        return {"examples": examples_of(captions), **config}
 
     @classmethod
     def complete(cls, config: dict[str, Any], size: tuple[int, int], classes: Sequence[str]) -> dict[str, Any]:
