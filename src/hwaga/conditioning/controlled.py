@@ -42,6 +42,7 @@ class Controlled:
 
     networks: dict[str, Any]
     config: Any
+    about: Any
 
     @property
     def nets(self) -> dict[str, ControlNet]:
@@ -173,8 +174,9 @@ class Controlled:
         """InputError for control maps that are missing, too many or none; for weights and parts of the steps that are none."""
         count, names = len(self.nets), ", ".join(self.nets)
         if "control" not in request.inputs:
+            learned = f" (it learned by {self.config.control.kind})" if self.about.trained else ""
             raise InputError(
-                "control= is needed: the control map of each ControlNet, or a picture of which control_kind= makes one"
+                f"control= is needed: the control map of each ControlNet{learned}, or a picture of which control_kind= makes one"
             )
         if len(given := self.given(request)) != count:
             raise InputError(
