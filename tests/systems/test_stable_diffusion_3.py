@@ -281,6 +281,26 @@ def test_a_public_folder_without_t5_is_painted_with_zeros(model, tmp_path):
     assert not torch.equal(paint(alone), paint(model))
 
 
+def test_a_clip_without_projection_goes_to_the_public_folder_with_the_identity(tmp_path):
+    """As of single files, whose CLIP-L has none."""
+    parts = {**tiny.stable_diffusion_3().networks, "text_encoder": tiny.text_encoder()}
+    del parts["network"]
+    system = find("stable-diffusion-3").create(
+        {"network": {"width": 32, "depth": 2, "heads": 2}}, size=(16, 16), components=parts
+    )
+    tiny.fill_zeros(system.network)
+    assert system.config.text_encoder.pooled == "end" and system.config.network.pooled_width == 28
+    hwaga.export(system, tmp_path / "public")
+    place = tmp_path / "public" / "text_encoder"
+    assert json.loads((place / "config.json").read_text())["architectures"] == ["CLIPTextModelWithProjection"]
+    assert torch.equal(load_file(place / "model.safetensors")["text_projection.weight"], torch.eye(16))
+    assert torch.allclose(paint(hwaga.load(tmp_path / "public")), paint(system), atol=1e-6)
+    hwaga.export(system, tmp_path / "one.safetensors", format="single")
+    assert not any("clip_l" in n and "projection" in n for n in load_file(tmp_path / "one.safetensors"))
+    again = hwaga.load(tmp_path / "one.safetensors", components=words(system, tmp_path))
+    assert torch.allclose(paint(again), paint(system), atol=1e-5)
+
+
 @pytest.mark.parity
 def test_a_public_folder_made_here_paints_the_same_in_diffusers(model, tmp_path):
     """Prompt embeddings are handed over: a tokenizer of 24 letters is none that the public class reads alike."""

@@ -119,7 +119,7 @@ class _Block(nn.Module):
     def forward(self, h: Tensor, bias: Tensor) -> Tensor:
         looking: Any = self.layer[0]
         thinking: Any = self.layer[1]
-        kind = looking.SelfAttention.q.weight.dtype
+        kind = looking.layer_norm.weight.dtype  # of the weights; the stream h may be wider
         h = h + looking.SelfAttention(looking.layer_norm(h).to(kind), bias)
         return h + thinking.DenseReluDense(thinking.layer_norm(h).to(kind))
 
