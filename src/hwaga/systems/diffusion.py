@@ -260,10 +260,8 @@ class Diffusion(System):
     # -------------------------------------------------------------------------------------------------------- how it paints
 
     def paint(self, request: Request) -> Tensor:
-        for name, way in self.ways.items():
-            if name in request.inputs:
-                return way(self, request)
-        return self.outward(self.walked(request, request.source()))
+        way = next((way for name, way in self.ways.items() if name in request.inputs), None)
+        return self.outward(self.walked(request, request.source())) if way is None else way(self, request)
 
     def walked(self, request: Request, noise: Noise) -> Tensor:
         """What was denoised at the end of a call: from pure noise, or from the picture of `image`."""
