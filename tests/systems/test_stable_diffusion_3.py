@@ -341,6 +341,9 @@ def words(model, tmp_path):
 def test_written_to_one_file_and_loaded_it_paints_the_same_and_the_way_back_gives_the_same_bits(network, tmp_path):
     system = filled(network=network)
     hwaga.export(system, tmp_path / "one.safetensors", format="single")
+    with pytest.raises(InputError, match="no tokenizer_2: .*--component tokenizer_2=FOLDER"):
+        one = {"tokenizer": words(system, tmp_path)["tokenizer"]}
+        paint(hwaga.load(tmp_path / "one.safetensors", components=one))
     again = hwaga.load(tmp_path / "one.safetensors", components=words(system, tmp_path))
     assert torch.allclose(paint(again), paint(system), atol=1e-5)  # a view may lie otherwise in memory
     hwaga.export(again, tmp_path / "two.safetensors", format="single")

@@ -32,6 +32,16 @@ class Tokens(NamedTuple):
     spans: tuple[tuple[int, int], ...]
 
 
+def missing(where: str, files: Mapping[str, bytes], component: str = "tokenizer") -> InputError:
+    """What to say where there is no tokenizer. component: the name under which one may be given."""
+    remedy = f"components={{{component!r}: FOLDER}} or --component {component}=FOLDER names a folder with them"
+    there = f"there is {', '.join(sorted(files))}" if files else remedy
+    return InputError(
+        f"{where} has no {component}: vocab.json with merges.txt, tokenizer.json, or spiece.model is needed to read a "
+        f"prompt; {there}"
+    )
+
+
 class Tokenizer:
     """See the top of this file. `files`: the contents of a tokenizer's folder by name."""
 
@@ -41,12 +51,7 @@ class Tokenizer:
             bool(self.files.keys() & {"tokenizer.json", PIECES}) or {"vocab.json", "merges.txt"} <= self.files.keys()
         )
         if not whole:
-            remedy = "components={'tokenizer': FOLDER} or --component tokenizer=FOLDER names a folder with them"
-            there = f"; there is {', '.join(sorted(self.files))}" if self.files else f"; {remedy}"
-            raise InputError(
-                f"{where} has no tokenizer: vocab.json with merges.txt, tokenizer.json, or spiece.model is needed to "
-                f"read a prompt{there}"
-            )
+            raise missing(where, self.files)
 
     # ------------------------------------------------------------------------------------------------ what its files say
 

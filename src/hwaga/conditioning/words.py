@@ -21,7 +21,8 @@ from torch import Tensor
 from ..errors import InputError, LostWords, not_finite
 from ..interfaces import Batch, Draw
 from . import prompts
-from .text_encoders import ENCODERS, Encoded, TextEncoder
+from .text_encoders import ENCODERS, TOKENIZERS, Encoded, TextEncoder
+from .tokenizers import missing
 
 Told = dict[str, Tensor]
 KEPT_BYTES = 2**28  # of captions' states in memory while training
@@ -102,7 +103,8 @@ class Words:
                     f"this model came without the {name} that reads its prompts; name it: components={{{name!r}: SOURCE}} or "
                     f"--component {name}=SOURCE"
                 )
-            _ = self.networks[name].tokenizer
+            if not self.networks[name].files:
+                raise missing("this model", {}, TOKENIZERS[name])
         return {name: self.networks[name] for name in names}
 
     def needed_encoders(self) -> Sequence[str]:
