@@ -496,3 +496,17 @@ def test_learned_words_stand_in_prompts(model, tmp_path):
     save_file({"<wide>": torch.zeros(24)}, tmp_path / "wide.safetensors")
     with pytest.raises(InputError, match="vectors of 24 numbers, text_encoder's have 16"):
         mine.load_textual_inversion(tmp_path / "wide.safetensors")
+
+
+def test_a_picture_is_edited_from_its_own_noise(model):
+    """Painted again with its own words it is itself; with others, another."""
+    image = paint(model, prompt="a red star", steps=2)[0]
+    call = {
+        "image": image, "inversion": 4, "inversion_prompt": "a red star", "guidance_scale": 1.0, "steps": 20, "strength": 0.5,
+        "noise": {"posterior_noise": torch.zeros(1, 4, 8, 8)},
+    }  # fmt: skip
+    same, other = (paint(model, prompt=p, **call) for p in ("a red star", "a blue circle"))
+    through = model.decode(model.encode(image[None]))
+    assert (same - through).abs().mean() < 0.2 * (other - through).abs().mean()
+    with pytest.raises(InputError, match="inversion_prompt= given without inversion="):
+        paint(model, inversion_prompt="a")

@@ -41,6 +41,7 @@ from ..processes.gaussian import GaussianConfig
 from . import latents, passes, students
 from .base import About, Request
 from .diffusion import Diffusion, DiffusionConfig
+from .inversion import check_inversion_prompt
 from .words import CHECKS, Told
 from .words import OWN as BESIDE
 
@@ -105,7 +106,7 @@ class StableDiffusion(Told, Words, Diffusion):
     own: ClassVar[Mapping[str, str]] = {**Diffusion.own, **WORDS, **BESIDE, **passes.OWN}
     ways = {**Diffusion.ways, **passes.WAYS}
     size_of_image = True
-    more_checks = {**CHECKS, **passes.CHECKS}
+    more_checks = {**CHECKS, **passes.CHECKS, "inversion_prompt": check_inversion_prompt}
     Config = StableDiffusionConfig
 
     # ------------------------------------------------------------------------------------------------- what it is made of

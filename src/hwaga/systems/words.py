@@ -30,6 +30,7 @@ OWN = {
     "target_size": "XL: (height, width) that it is told is painted; the size itself if left out",
     "aesthetic_score": "XL's refiner: how beautiful it is told pictures are, 0 to 10",
     "textual_inversion": "a file of learned words, or several: each word may then stand in a prompt",
+    "inversion_prompt": "with inversion=: the words that the picture is of; left out: the call's own",
     "depth": "the depth model: near is bright; a picture, or numbers of any range, brought to the size",
 }
 
