@@ -7,6 +7,7 @@ the folder are refused, and a config is held against the file's headers before m
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import warnings
 from collections.abc import Mapping
@@ -63,13 +64,14 @@ def load(
     then a hub id.
     device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1". dtype: "auto" (float32 on a CPU, bfloat16 on a GPU),
     "float32", "bfloat16", "float16", or "int8" (on a CPU: linear layers' weights in 8 bits, all else float32; an approximation,
-    see weights/quantised.py). components: {name: source} to put in another's place. memory: a budget such as "8GB";
-    what would not fit is refused. compile: hand the networks to torch.compile. weights: "ema" or "raw" of files that hold both.
+    see weights/quantised.py). components: {name: source} to put in another's place. memory: a budget such as "8GB":
+    large weights of half precision then stay in their file (weights/streamed.py), and what would not fit is refused. compile: hand the networks to torch.compile. weights: "ema" or "raw" of files that hold both.
 
     InputError for what cannot be loaded, with the reason; WorkError where a hub cannot be reached.
     """
     from .formats.single import in_release
     from .precision import choose_device, choose_dtype
+    from .weights.streamed import widened_late
 
     place, _ = choose_device(device)
     if dtype == "int8" and place.type != "cpu":
@@ -82,17 +84,18 @@ def load(
         raise unknown("weights", weights, ("ema", "raw"))
     if weights == "raw" and not folder.is_file():
         raise InputError(f"weights='raw': {name} holds the averaged weights alone; leave weights out")
-    if folder.is_file():
-        system = _file(folder, kept, place, components or {}, weights)
-    elif (folder / "model.json").is_file():
-        system = _saved(folder, kept, place)
-    elif (released := in_release(folder)) is not None:
-        system = _file(released, kept, place, components or {})
-    else:
-        system = _public(folder, kept, place)
-    system.about.name = name
-    for part, other in (components or {}).items():
-        system = _replace(system, part, other, kept, place)
+    with widened_late(memory is not None and _halves(folder) > 0.6 * parsed_size(memory)):
+        if folder.is_file():
+            system = _file(folder, kept, place, components or {}, weights)
+        elif (folder / "model.json").is_file():
+            system = _saved(folder, kept, place)
+        elif (released := in_release(folder)) is not None:
+            system = _file(released, kept, place, components or {})
+        else:
+            system = _public(folder, kept, place)
+        system.about.name = name
+        for part, other in (components or {}).items():
+            system = _replace(system, part, other, kept, place)
     _hold_to_budget(system, memory)
     _prepare(system, compile, dtype == "int8")
     return system
@@ -319,19 +322,36 @@ def _replace(system: System, part: str, source: str | Path, dtype: Any, device: 
 
 
 def _hold_to_budget(system: System, memory: str | int | None) -> None:
-    """Refuses what would not fit; under a tight budget the transforms of convolutions are not kept."""
+    """Refuses what would not fit; under a tight budget the transforms of convolutions are not kept. Weights that are pages of a
+    file do not count: the system takes them back when memory is short."""
     if memory is None:
         return
     from .layers.conv import fit_transforms
+    from .weights.streamed import private_bytes, widest
 
     budget = parsed_size(memory)
-    held = sum(p.numel() * p.element_size() for net in system.networks.values() for p in net.parameters())
+    held = sum(map(private_bytes, system.networks.values())) + max(map(widest, system.networks.values()))
     if held > budget:
         raise InputError(
-            f"memory={memory}: the weights alone take {held / 2**30:.2f} GiB; name at least that, or another dtype"
+            f"memory={memory}: the weights alone take {held / 2**20:,.1f} MiB; name at least that, or another dtype"
         )
     for network in system.networks.values():
         fit_transforms(network, budget - held)
+
+
+def _halves(folder: Path) -> int:
+    """Bytes that a model's weights of half precision would take in float32, by the headers of its files."""
+    from .weights.mapped import Mapped
+
+    files = [folder] if folder.is_file() else sorted(folder.rglob("*.safetensors"))
+    total = 0
+    for file in files:
+        if file.suffix != ".safetensors":  # a pickle: as if it were of half precision
+            total += 2 * file.stat().st_size
+            continue
+        held = Mapped(file)
+        total += sum(4 * math.prod(held.shapes[name]) for name in held if held.dtypes[name].itemsize == 2)
+    return total
 
 
 def parsed_size(text: str | int) -> int:

@@ -86,6 +86,8 @@ class Encoded(NamedTuple):
 class TextEncoder(nn.Module):
     """See the top of this file. Parameters have the names of public folders."""
 
+    streams = True  # see weights/streamed.py
+
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
         self.config = config

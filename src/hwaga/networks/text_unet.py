@@ -127,6 +127,8 @@ class TextMiddle(nn.Module):
 class TextUNetDown(nn.Module):
     """The first half of a TextUNet: what enters, the vector that blocks are told, the way down and the middle."""
 
+    streams = True  # see weights/streamed.py
+
     def __init__(self, config: TextUNetConfig) -> None:
         super().__init__()
         self.config = config
