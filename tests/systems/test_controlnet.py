@@ -569,3 +569,51 @@ def test_the_public_pipeline_opens_what_was_exported_and_paints_the_same(two, tm
         "diffusers",
         "ControlNetModel",
     ]
+
+
+CALLS = {
+    "guided": ({}, {"guidance_scale": 3.0}),
+    "guess": ({"guess_mode": True}, {"guidance_scale": 3.0}),
+    "guess unguided": ({"guess_mode": True}, {"guidance_scale": 1.0}),
+    "start and end": ({"control_guidance_start": 0.2, "control_guidance_end": 0.6}, {"guidance_scale": 3.0}),
+}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    base = tiny.stable_diffusion(process={"timesteps": 1000, "schedule": "scaled-linear"})
+    tiny.fill_zeros(base.network)
+    config = {"process": base.config.process.model_dump(mode="json"), "controlnet": NET}
+    system = find("controlnet").create(config, size=(16, 16), components=base.networks)
+    tiny.fill_zeros(system.networks["controlnet"])
+    return hwaga.export(system, tmp_path_factory.mktemp("pipe") / "model", format="diffusers")
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("kind", CALLS)
+def test_it_paints_what_the_public_pipeline_paints(kind, exported):
+    diffusers = pytest.importorskip("diffusers")
+    theirs, both = CALLS[kind]
+    names = {"control_guidance_start": "control_start", "control_guidance_end": "control_end"}
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipe = diffusers.StableDiffusionControlNetPipeline.from_pretrained(exported, safety_checker=None)
+        pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
+        pipe.set_progress_bar_config(disable=True)
+        image = Image.fromarray((MAPS[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8))
+        peer = pipe(
+            "a star",
+            image=image,
+            num_inference_steps=5,
+            height=16,
+            width=16,
+            latents=noise,
+            output_type="pt",
+            **theirs,
+            **both,
+        ).images
+    model = hwaga.load(exported, device="cpu", dtype="float32")
+    said = {names.get(name, name): value for name, value in theirs.items()}
+    ours = paint(model, control=MAPS[0], steps=5, noise={"noise": noise}, **said, **both)
+    assert (ours - peer).abs().max() < 1e-4
