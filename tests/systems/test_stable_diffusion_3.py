@@ -140,6 +140,42 @@ def test_each_encoder_is_hidden_by_itself_and_words_altogether():
     assert torch.equal(none.hidden(whole, batch, tiny.Draw())["text"][:1], none.said([""], batch)["text"])
 
 
+@pytest.mark.parametrize("kind", ["latent-consistency", "consistency-tuning", "mean-flow"])
+def test_a_student_is_distilled_and_paints_in_few_steps(kind):
+    base = filled(third=False)
+    parts = {name: part for name, part in base.networks.items() if name != "network"}
+    if kind == "latent-consistency":
+        parts["teacher"] = base.network
+    model = {"network": {"width": 32, "depth": 2, "heads": 2}, "student": {"kind": kind}}
+    system = find("stable-diffusion-3").create(model, size=(16, 16), components=parts)
+    tiny.fill_zeros(system.network)
+    (stage,) = system.stages()
+    terms = stage.objectives[0].loss(tiny.captions(4), tiny.Draw(0))
+    assert stage.name == "distillation" and all(torch.isfinite(value) for value in terms.values())
+    assert system.config.network.guidance_width == (256 if kind == "latent-consistency" else 0)
+    guidance = {} if kind == "latent-consistency" else {"guidance_scale": 1.0}
+    assert torch.isfinite(paint(system, steps=2, **guidance)).all()
+
+
+def test_a_lora_is_trained_beside_a_frozen_base():
+    base = filled(third=False)
+    model = {
+        "network": base.config.network.model_dump(),
+        "lora": {"rank": 2, "targets": ["to_q", "add_v_proj", "ff_context.net.2"]},
+    }
+    system = find("stable-diffusion-3").create(model, size=(16, 16), components=dict(base.networks))
+    (stage,) = system.stages()
+    assert list(stage.networks) == ["lora"]
+    sum(system.loss(tiny.captions(4), tiny.Draw()).values()).backward()
+    assert any(p.grad is not None and p.grad.any() for p in system.networks["lora"].parameters())
+
+
+def test_fewer_tokens_of_t5_are_read_where_a_recipe_says_so():
+    system = filled(t5_length=8)
+    assert system.networks["text_encoder_3"].config.length == 8
+    assert system.said(["a star"], tiny.captions(1))["text"].shape[1] == CLIP + 8
+
+
 RECIPE = {
     "system": "stable-diffusion-3",
     "model": {"network": {"width": 16, "depth": 2, "heads": 2, "qk_norm": True}, "sampling": {"steps": 2}},
@@ -489,7 +525,7 @@ def test_a_public_config_that_cannot_be_loaded_is_refused_by_key(model, tmp_path
     ("change", "words"),
     [({"network": {"text_width": 20}}, "text_width=20"), ({"network": {"pooled_width": 4}}, "pooled_width=4"),
      ({"network": {"in_channels": 3}}, "in_channels=3: latents of this autoencoder have 4"),
-     ({"t5_length": 100}, "t5_length=100")],
+     ({"network": {"time_scales": 3}}, "time_scales")],
 )  # fmt: skip
 def test_a_config_that_cannot_be_is_refused_by_key(change, words):
     with pytest.raises(InputError, match=words):

@@ -124,7 +124,11 @@ class StableDiffusion3(ThreeEncoders, StableDiffusion):
 
     @classmethod
     def complete(cls, config: dict[str, Any], size: tuple[int, int], classes: Sequence[str]) -> dict[str, Any]:
-        config = students.completed(config)
+        fields, process = cls.Config.model_fields, config.get("process", {})
+        if process.get("kind", "flow") == "flow":
+            process = {**fields["process"].default.model_dump(), **process}
+        hides = any(config.get(key, fields[key].default) > 0 for key in ("text_dropout", "encoder_dropout"))
+        config = students.completed({**config, "process": process}, guided=hides)
         network = dict(config.get("network", {}))
         codec = AutoencoderKLConfig(**config["autoencoder"]) if config.get("autoencoder") else None
         told = {name: used(TextEncoderConfig.model_validate(config[name])) for name in ENCODERS if config.get(name)}
@@ -140,14 +144,12 @@ class StableDiffusion3(ThreeEncoders, StableDiffusion):
             "in_channels": channels, "out_channels": channels, "text_width": width, "base": base, "table": 3 * base,
             "pooled_width": sum(clip.pooled_width for clip in clips),
         }  # fmt: skip
-        tokens, fields = {"t5_length": told[T5].length if T5 in told else 0}, cls.Config.model_fields
-        sampling = {**fields["sampling"].default.model_dump(), **config.get("sampling", {})}
-        process = config.get("process", {})
-        if process.get("kind", "flow") == "flow":
-            process = {**fields["process"].default.model_dump(), **process}
-        return {
-            **tokens, **config, "network": {**follows, **network}, "sampling": sampling, "process": process, **told,
-        }  # fmt: skip
+        tokens = {"t5_length": config.get("t5_length", told[T5].length if T5 in told else 0)}
+        if T5 in told:
+            told[T5] = told[T5].model_copy(update={"length": tokens["t5_length"]})
+        plain, asked = fields["sampling"].default.model_dump(), config.get("sampling", {})
+        sampling = {**plain, **asked, "options": {**plain["options"], **asked.get("options", {})}}
+        return {**config, **tokens, "network": {**follows, **network}, "sampling": sampling, **told}
 
     @classmethod
     def check_data(cls, config: Any, size: tuple[int, int]) -> None:
