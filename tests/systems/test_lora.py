@@ -245,3 +245,13 @@ def test_a_compiled_model_takes_loras_too(tmp_path):
     assert same(weights(other), inner)
     model.unload_lora()
     assert same(base, inner)
+
+
+def test_a_picture_tells_which_loras_painted_it(tmp_path):
+    from hwaga import provenance
+
+    model = tiny.ddpm()
+    paint = lambda: provenance.of(model.sample(n=1, steps=2, seed=0, progress=False)[0])  # noqa: E731
+    assert "loras" not in paint()
+    model.load_lora(file(tmp_path, lora_of(model, NAMES)), scale=0.5)
+    assert paint()["loras"] == {"style": 0.5}

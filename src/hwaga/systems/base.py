@@ -483,7 +483,7 @@ class System(TakesLora):
         for i, image in enumerate(images):
             attach(image, record(
                 self.name, about.name or "in memory", call, index=i, size=request.size, model_hash=about.sha256,
-                device=str(request.device), dtype=self.arithmetic, **self.told_of(request, i),
+                device=str(request.device), dtype=self.arithmetic, loras=self.loras or None, **self.told_of(request, i),
                 licence=about.data_licence, attribution=about.attribution,
             ))  # fmt: skip
         return images
