@@ -74,6 +74,10 @@ class Words:
         """What is laid beside what is denoised (n, c, y, x), where the network has more channels in than out."""
         raise NotImplementedError
 
+    def has_depth(self, request: Any) -> bool:
+        """Whether a call says how near what is; of systems that are told it."""
+        return "depth" in request.inputs
+
     def ids(self, given: Any, n: int, negative: bool = False) -> Float[Tensor, "n k"]:
         """(original height, width, top, left, height, width), or with a score in place of the last two (the refiner's)."""
         inputs: Mapping[str, Any] = given.inputs if not isinstance(given, Batch) else {}
@@ -198,7 +202,7 @@ class Words:
         least = min((config.model.layers - config.skip for config in configs), default=0)
         if isinstance(skip, bool) or not isinstance(skip, int) or not 0 <= skip <= least:
             raise InputError(f"clip_skip={skip!r}: a whole number from 0 to {least} is needed")
-        if self.config.network.in_channels == self.config.network.out_channels + 1 and "depth" not in request.inputs:
+        if self.config.network.in_channels == self.config.network.out_channels + 1 and not self.has_depth(request):
             raise InputError(
                 "this model is told a depth; give it: depth=PICTURE, near is bright (hwaga control PICTURE --kind depth makes one)"
             )

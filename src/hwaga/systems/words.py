@@ -31,7 +31,7 @@ OWN = {
     "aesthetic_score": "XL's refiner: how beautiful it is told pictures are, 0 to 10",
     "textual_inversion": "a file of learned words, or several: each word may then stand in a prompt",
     "inversion_prompt": "with inversion=: the words that the picture is of; left out: the call's own",
-    "depth": "the depth model: near is bright; a picture, or numbers of any range, brought to the size",
+    "depth": "the depth model: near is bright; a picture, or numbers of any range; left out: its own estimate of image=",
 }
 
 
@@ -58,6 +58,25 @@ class Told:
             return torch.zeros(1, 3, *request.size, device=request.device)
         return to_inside(fitted("image", request.inputs["image"], request.size)).to(request.device)
 
+    def has_depth(self, request: Request) -> bool:
+        """Whether a call says how near what is, or it can be estimated of its picture."""
+        return "depth" in request.inputs or (self.estimator is not None and "image" in request.inputs)
+
+    @property
+    def estimator(self) -> str | None:
+        """The folder of the depth estimator that a public model came with; it is loaded when it is first needed."""
+        found: str | None = (self.about.layout.get("left_out") or {}).get("depth_estimator")  # type: ignore[attr-defined]
+        return found
+
+    def depth(self, request: Request) -> Float[Tensor, "1 1 h w"]:
+        """How near what is, in numbers of any range: what `depth` says, or what the model's estimator says of the picture."""
+        if "depth" in request.inputs:
+            return read_depth(request.inputs["depth"], request.size)
+        from ..conditioning.control.depth import nearness
+
+        picture = (self.picture(request)[0] / 2 + 0.5).clamp(0, 1)
+        return nearness(picture, self.estimator)[None, None]
+
     def beside(self, given: Any) -> Tensor:
         """What is laid beside the latents, (n, c, y, x): the depth; or the mask, and the latents of what is outside it."""
         if not isinstance(given, Request):
@@ -66,8 +85,7 @@ class Told:
         request = given
         n, place = len(request), self.shape(request.size)  # type: ignore[attr-defined]
         if self.told_depth:
-            depth = read_depth(request.inputs["depth"], request.size)
-            depth = interpolate(depth, place[1:], mode="bicubic", align_corners=False)
+            depth = interpolate(self.depth(request), place[1:], mode="bicubic", align_corners=False)
             low, high = depth.aminmax()
             depth = 2 * (depth - low) / (high - low).clamp(min=1e-12) - 1
             return depth.to(request.device).expand(n, -1, -1, -1)

@@ -102,8 +102,9 @@ def _loaded(folder: str) -> tuple[Any, dict[str, Any]]:
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"model={folder!r} is no depth-estimation model that can be loaded: {first}") from None
-    told = place / "preprocessor_config.json"
-    return network.float().eval(), read_json(told) if told.is_file() else {}
+    near = (place, place.parent / "feature_extractor")  # the second of a pipeline's folder that has an estimator in it
+    told = [file for where in near if (file := where / "preprocessor_config.json").is_file()]
+    return network.float().eval(), read_json(told[0]) if told else {}
 
 
 def _prepared(picture: Tensor, told: dict[str, Any], config: Any) -> Float[Tensor, "1 3 y x"]:
