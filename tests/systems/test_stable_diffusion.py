@@ -3,6 +3,7 @@
 import json
 import shutil
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -229,6 +230,50 @@ def test_diffusers_paints_the_same_from_our_folder(model, folder):
     theirs = pipe("a red star", num_inference_steps=3, guidance_scale=3.0, latents=noise, output_type="pt").images
     ours = paint(hwaga.load(folder, device="cpu"), prompt="a red star", guidance_scale=3.0, noise={"noise": noise})
     assert (ours - theirs).abs().max() < 1e-4
+
+
+PUBLIC = {
+    "XL": (lambda: xl(sampling={"sampler": "euler", "options": {"euler": {"spacing": "leading"}}}), "StableDiffusionXLPipeline"),
+    "inpainting": (lambda: filled(tiny.stable_diffusion(network={"in_channels": 9})), "StableDiffusionInpaintPipeline"),
+    "v, two blocks": (
+        lambda: filled(tiny.stable_diffusion(network={"blocks": 2}, process={"timesteps": 50, "predicts": "v"})),
+        "StableDiffusionPipeline",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", PUBLIC)
+def test_every_kind_that_is_made_here_has_a_public_folder_that_paints_the_same(kind, tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    make, name = PUBLIC[kind]
+    hwaga.export(make(), tmp_path / "m", format="diffusers")
+    assert json.loads((tmp_path / "m" / "model_index.json").read_text())["_class_name"] == name
+    more = {} if kind == "XL" else {"safety_checker": None}
+    pipe = getattr(diffusers, name).from_pretrained(tmp_path / "m", **more)
+    pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    noise = {"noise": torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))}
+    ours, theirs = {"prompt": "a red star", "guidance_scale": 3.0, "sampler": "euler"}, {}
+    if kind == "inpainting":
+        mask = torch.zeros(1, 16, 16)
+        mask[:, 3:11, 5:9] = 1
+        noise["posterior_noise"] = torch.zeros(1, 4, 8, 8)
+        ours |= {"image": picture(), "mask": mask, "keep_unmasked": False}
+        theirs = {"image": picture()[None], "mask_image": mask[None]}
+        pipe.vae.encode = lambda x, encode=pipe.vae.encode: SimpleNamespace(latents=encode(x).latent_dist.mode())
+    size = {"height": 16, "width": 16}
+    want = pipe(
+        "a red star",
+        num_inference_steps=3,
+        guidance_scale=3.0,
+        latents=noise["noise"],
+        output_type="pt",
+        **size,
+        **theirs,
+    )
+    got = paint(hwaga.load(tmp_path / "m", device="cpu"), noise=noise, **ours)
+    assert (got - want.images).abs().max() < 1e-4
 
 
 def changed(folder, tmp_path, change):

@@ -36,6 +36,8 @@ PIPELINES = (
 """Public classes whose folders are read here."""
 
 
+VERSION = "0.42.1"
+"""Of the public classes whose fields and defaults are written; their inpainting asks for it."""
 _OFFSET = {"steps_offset": 1}
 MENDED: dict[str, dict[str, Any]] = {
     "StableDiffusionPipeline": {**_OFFSET, "clip_sample": False},
@@ -203,12 +205,20 @@ def write(folder: Path, system: Any, latent_size: tuple[int, int]) -> None:
     write_json(folder / "model_index.json", layout.get("index") or index_of(system, scheduler))
 
 
+def pipeline_of(network: Any) -> str:
+    """The public class that paints with a network of this config."""
+    kind = "StableDiffusionXL" if network.added_width else "StableDiffusion"
+    extra = network.in_channels - network.out_channels
+    if network.guidance_width and not extra:
+        return "LatentConsistencyModelPipeline"
+    return f"{kind}{'' if not extra else 'Depth2Img' if extra == 1 else 'Inpaint'}Pipeline"
+
+
 def index_of(system: Any, scheduler: Mapping[str, Any]) -> dict[str, Any]:
     """model_index.json of a model that was trained here."""
-    xl, names = bool(system.config.network.added_width), [n for n in ENCODERS if n in system.networks]
-    few = bool(system.config.network.guidance_width)
-    index: dict[str, Any] = {"_class_name": PIPELINES[7 if xl else 5 if few else 0]}
-    if xl:
+    network, names = system.config.network, [n for n in ENCODERS if n in system.networks]
+    index: dict[str, Any] = {"_class_name": pipeline_of(network), "_diffusers_version": VERSION}
+    if network.added_width:
         index |= {"force_zeros_for_empty_prompt": system.config.zeros_for_empty}
     else:
         index |= {"feature_extractor": [None, None], "requires_safety_checker": False, "safety_checker": [None, None]}
