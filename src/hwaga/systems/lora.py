@@ -84,7 +84,7 @@ class TakesLora:
                     f"load_lora on weights of 8 bits ({part}), which cannot take it; load with dtype='float32'"
                 )
         read = files.read(file)
-        name = self._free_name(read.path, name)
+        name = self._lora_name(read.path, name)
         names = files.looked_up(one for style in self.spellings().values() for one in style)
         found = files.matched(read, names, self.networks)
         held = len(read.modules)
@@ -120,7 +120,7 @@ class TakesLora:
     def set_lora(self, name: str, scale: float) -> None:
         """Another scale for a LoRA that is loaded; at 0 the weights are the base's, bit for bit."""
         _checked_scale(scale)
-        self._known(name)
+        self._known_lora(name)
         if name == TRAINED and self._adapter is not None:
             self._adapter.scale = float(scale)
             for module in self._adapter.pairs():
@@ -134,7 +134,7 @@ class TakesLora:
             for one in list(self._loras.loaded):
                 self._loras.remove(one)
             return
-        self._known(name)
+        self._known_lora(name)
         if name == TRAINED and self._adapter is not None:
             raise InputError(f"name={name!r} is what this model was trained as; set_lora({name!r}, 0) turns it off")
         self._loras.remove(name)
@@ -152,17 +152,17 @@ class TakesLora:
                     f"save_lora without name=: this model has {len(self.loras)} LoRAs ({', '.join(self.loras)})"
                 )
             name = next(iter(self.loras))
-        self._known(name)
+        self._known_lora(name)
         if Path(file).exists():
             raise InputError(f"{file} exists already; name a new file")
-        files.write(Path(file), self._changes(name), self.spellings()[names], names, self.lora_lead)
+        files.write(Path(file), self._lora_changes(name), self.spellings()[names], names, self.lora_lead)
         return Path(file)
 
     @contextmanager
     def merged_lora(self) -> Iterator[None]:
         """Inside, the LoRA that this model was trained as is in its weights, so that they can be written as a whole."""
         adapter = self._adapter
-        changes = {} if adapter is None else self._changes(TRAINED)
+        changes = {} if adapter is None else self._lora_changes(TRAINED)
         if adapter is None or adapter.scale == 0 or self._loras.measure(changes) == 0:
             yield
             return
@@ -191,7 +191,7 @@ class TakesLora:
         names) and lora-kohya.safetensors. tensors: of the adapter, in place of its own (averaged ones)."""
         if self._adapter is None:
             return
-        changes = self._changes(TRAINED, tensors)
+        changes = self._lora_changes(TRAINED, tensors)
         for names, file in (("peft", "lora.safetensors"), ("kohya", "lora-kohya.safetensors")):
             files.write(folder / file, changes, self.spellings()[names], names, self.lora_lead)
 
@@ -209,7 +209,7 @@ class TakesLora:
         held: Loras = self.__dict__["_held_loras"]
         return held
 
-    def _changes(self, name: str, tensors: Mapping[str, Tensor] | None = None) -> Mapping[Place, Change]:
+    def _lora_changes(self, name: str, tensors: Mapping[str, Tensor] | None = None) -> Mapping[Place, Change]:
         if name == TRAINED and (adapter := self._adapter) is not None:
             return {
                 Place("network", f"{module}.weight"): Change(LowRank(down.detach(), up.detach(), alpha=adapter.alpha))
@@ -217,11 +217,11 @@ class TakesLora:
             }
         return self._loras.loaded[name].changes
 
-    def _known(self, name: str) -> None:
+    def _known_lora(self, name: str) -> None:
         if name not in self.loras:
             raise unknown("name", name, self.loras) if self.loras else InputError(f"name={name!r}: no LoRA is loaded")
 
-    def _free_name(self, path: Path, name: str | None) -> str:
+    def _lora_name(self, path: Path, name: str | None) -> str:
         if name is not None:
             if name in self.loras:
                 raise InputError(
