@@ -65,7 +65,8 @@ def load(
     device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1". dtype: "auto" (float32 on a CPU, bfloat16 on a GPU),
     "float32", "bfloat16", "float16", or "int8" (on a CPU: linear layers' weights in 8 bits, all else float32; an approximation,
     see weights/quantised.py). components: {name: source} to put in another's place. memory: a budget such as "8GB":
-    large weights of half precision then stay in their file (weights/streamed.py), and what would not fit is refused. compile: hand the networks to torch.compile. weights: "ema" or "raw" of files that hold both.
+    large weights of half precision then stay in their file (weights/streamed.py), and what would not fit is refused. compile:
+    hand the networks to torch.compile. weights: "ema" or "raw" of files that hold both.
 
     InputError for what cannot be loaded, with the reason; WorkError where a hub cannot be reached.
     """

@@ -1,4 +1,4 @@
-"""Single files of Stable Diffusion: names as the original authors have them, both ways; what a file does not say; what is no such."""
+"""Single files of Stable Diffusion: names as the original authors have them, both ways; what a file does not say."""
 
 from __future__ import annotations
 
@@ -108,7 +108,9 @@ def test_written_and_loaded_a_file_paints_the_same_and_the_way_back_gives_the_sa
     hwaga.export(model, tmp_path / "a.safetensors", format="single")
     loaded = hwaga.load(tmp_path / "a.safetensors", device="cpu", components=tokens(model, tmp_path))
     assert loaded.config.network == model.config.network and loaded.config.text_encoder == model.config.text_encoder
-    torch.testing.assert_close(painted(loaded, guidance_scale=3.0), painted(model, guidance_scale=3.0), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        painted(loaded, guidance_scale=3.0), painted(model, guidance_scale=3.0), atol=1e-6, rtol=0
+    )
     hwaga.export(loaded, tmp_path / "folder", format="diffusers")
     hwaga.export(hwaga.load(tmp_path / "folder", device="cpu"), tmp_path / "b.safetensors", format="single")
     a, b = load_file(tmp_path / "a.safetensors"), load_file(tmp_path / "b.safetensors")
@@ -161,8 +163,8 @@ def test_raw_or_averaged_weights_as_asked_as_a_yaml_says_or_raw_and_it_is_told(p
     with pytest.warns(UserWarning, match="holds raw and ema weights; raw was taken"):
         assert first_weight(hwaga.load(file, device="cpu")) == raw
     assert first_weight(hwaga.load(file, device="cpu", weights="ema")) == pytest.approx(raw + 1)
-    for target, use_ema, averaged in (("ldm.models.diffusion.ddpm.LatentDiffusion", None, True),
-                                      ("ldm.models.diffusion.ddpm.LatentDiffusion", False, False), ("x.Engine", None, False)):  # fmt: skip
+    older = "ldm.models.diffusion.ddpm.LatentDiffusion"
+    for target, use_ema, averaged in ((older, None, True), (older, False, False), ("x.Engine", None, False)):
         said = "" if use_ema is None else f"\n    use_ema: {use_ema}"
         file.with_suffix(".yaml").write_text(f"model:\n  target: {target}\n  params:\n    timesteps: 1000{said}\n")
         with pytest.warns(UserWarning, match="ema was taken" if averaged else "raw was taken"):

@@ -255,3 +255,23 @@ def test_a_picture_tells_which_loras_painted_it(tmp_path):
     assert "loras" not in paint()
     model.load_lora(file(tmp_path, lora_of(model, NAMES)), scale=0.5)
     assert paint()["loras"] == {"style": 0.5}
+
+
+@pytest.mark.parametrize(
+    "make", [tiny.vqgan, tiny.vae, tiny.gan, tiny.stylegan, tiny.clip], ids=lambda make: make.__name__
+)
+def test_every_system_takes_them(tmp_path, make):
+    model = make()
+    base = weights(model)
+    part, network = next(iter(model.networks.items()))
+    name, weight = next((n, p) for n, p in network.named_parameters() if n.endswith(".weight") and p.dim() in (2, 4))
+    out, into, *kernel = weight.shape
+    lead = f"{part}.{name.removesuffix('.weight')}"
+    tensors = {
+        f"{lead}.lora_A.weight": random(2, into, *kernel),
+        f"{lead}.lora_B.weight": random(out, 2, *[1] * len(kernel), seed=2),
+    }
+    assert model.load_lora(file(tmp_path, tensors), name="a").changed == 1 and not same(weights(model), base)
+    model.set_lora("a", 0)
+    assert same(weights(model), base)
+    model.unload_lora("a")

@@ -27,7 +27,8 @@ def convert(
     ] = None,
     weights: Annotated[str | None, typer.Option(help="ema or raw, of a file that holds both.")] = None,
     component: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=SOURCE", help="What a single file lacks (tokenizer=FOLDER); repeatable.")
+        list[str] | None,
+        typer.Option(metavar="NAME=SOURCE", help="What a single file lacks (tokenizer=FOLDER); repeatable."),
     ] = None,
 ) -> None:
     """Write a model in another layout; nothing is changed on the way, and the way back gives the same bits."""

@@ -51,14 +51,14 @@ _OLD_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "ou
 ROLES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), role)
     for pattern, role in (
-        (r"(?P<module>.+)\.lora_(?P<side>A|B)(\.default)?\.weight", ""),
+        (r"(?P<module>.+)\.lora_(?P<side>A|B)(\.\w+)?\.weight", ""),  # peft puts the adapter's name between
         (r"(?P<module>.+)\.lora_(?P<side>down|up|mid)\.weight", ""),
         (r"(?P<module>.+)\.lora(_linear_layer)?\.(?P<side>down|up)\.weight", ""),
         (r"(?P<module>.+?)\.(?P<old>\w+)_lora\.(?P<side>down|up)\.weight", ""),
         (r"(?P<module>.+?)\.(?P<old>\w+)_lora\.alpha", "alpha"),
         (r"(?P<module>.+)\.alpha", "alpha"),
         (r"(?P<module>.+)\.dora_scale", "dora_scale"),
-        (r"(?P<module>.+)\.lora_magnitude_vector(\.default)?(\.weight)?", "magnitude"),
+        (r"(?P<module>.+)\.lora_magnitude_vector(\.(?!weight)\w+)?(\.weight)?", "magnitude"),
         (r"(?P<module>.+)\.(?P<role>hada_(w1_a|w1_b|w2_a|w2_b|t1|t2)|diff|diff_b)", ""),
     )
 )
