@@ -202,7 +202,14 @@ def write(folder: Path, system: Any) -> None:
     config = own.get("config") or public_config(networks["network"].config)
     write_component(folder / "transformer", config, as_stored(networks["network"].state_dict(), own.get("dtypes")))
     (folder / "vae").mkdir()
-    autoencoder.write_folder(folder / "vae", system.autoencoder, system.about.size, layout.get("vae") or {})
+    codec, told = system.autoencoder, dict(layout.get("vae") or {})
+    if bool((codec.shift != codec.shift[0]).any()):  # readers know one shift for all channels
+        codec = autoencoder.shiftless(codec, told)
+    size = system.about.size
+    if not told.get("config"):
+        public = autoencoder.public_config(codec, size)
+        told["config"] = {**public, "shift_factor": public["shift_factor"] or 0.0}  # they add it whatever it is
+    autoencoder.write_folder(folder / "vae", codec, size, told)
     for name in (n for n in ENCODERS if n in networks):
         clip = name != ENCODERS[2]  # CLIP's pooled text is projected in every public folder
         text_encoders.write_folder(folder / name, networks[name], layout.get(name) or {}, projected=clip)
