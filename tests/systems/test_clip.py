@@ -174,3 +174,20 @@ def test_long_captions_are_cut_before_the_end(model):
     tokens = model.tokens(["red " * 50, "red"])
     assert tokens.shape == (2, 16) and tokens[0, -1] == model.tokenizer.end
     assert np.array_equal(tokens[1, 2:], [model.tokenizer.end] * 14)
+
+
+def test_the_shipped_one_finds_words_in_both_languages_and_is_a_component():
+    from hwaga.data import DataConfig, open_data
+    from hwaga.evaluation.clip import of_system
+    from hwaga.evaluation.retrieval import Asked, recalls
+    from hwaga.loading import SHIPPED
+
+    model, folder = hwaga.load("openmoji/clip"), SHIPPED / "openmoji" / "clip"
+    assert model.about.data_licence == "CC BY-SA 4.0" and (folder / "LICENSE.txt").is_file()
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 4 * 2**20
+    for language in ("en", "ko"):
+        data = open_data(DataConfig(size=32, language=language), "combinations")
+        found = recalls(of_system(model), Asked("", list(data.captions), data.clusters, data.pixels(range(len(data)))))
+        assert found.values["text_to_picture_1"] > 0.8 and found.values["picture_to_text_5"] > 0.95
+    encoder = model.lends("text_encoder")
+    assert encoder.encode(["red heart", "빨간 하트"]).states.shape == (2, 32, 128)
