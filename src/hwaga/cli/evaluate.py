@@ -29,7 +29,9 @@ def evaluate(
     ] = None,
     clip: Annotated[
         str | None,
-        typer.Option(metavar="PATH", help="Another CLIP that says whether prompts were painted (retrieval, clip_score)."),
+        typer.Option(
+            metavar="PATH", help="Another CLIP that says whether prompts were painted (retrieval, clip_score)."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="What the model paints from.")] = 0,
     sampler: Annotated[str | None, typer.Option(help="Of the model: ddpm, ddim, …")] = None,

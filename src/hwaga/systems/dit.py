@@ -152,7 +152,9 @@ class DiT(Diffusion):
         codec = folder / "vae"
         codec.mkdir()
         told = layout.get("vae") or {}
-        public_autoencoder.write_folder(codec, public_autoencoder.shiftless(self.autoencoder, told), self.about.size, told)
+        public_autoencoder.write_folder(
+            codec, public_autoencoder.shiftless(self.autoencoder, told), self.about.size, told
+        )
         write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
         write_json(folder / "model_index.json", layout.get("index") or {
             "_class_name": "DiTPipeline", "id2label": {str(i): name for i, name in enumerate(self.about.classes)},
@@ -187,7 +189,9 @@ class DiT(Diffusion):
         """A LoRA names the weights as the public folder does, the original file, or this library."""
         own = super().spellings()["peft"]
         try:
-            folder, file = (public.spelled(self.network, "network", table) for table in (public.FOLDER, public.ORIGINAL))
+            folder, file = (
+                public.spelled(self.network, "network", table) for table in (public.FOLDER, public.ORIGINAL)
+            )
         except ValueError:  # a network that public layouts have no names for
             return {"peft": own, "kohya": own}
         written = [folder, *files.of_others(own)]
