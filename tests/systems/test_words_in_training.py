@@ -1,5 +1,7 @@
 """Words through training: a painter told by a small CLIP learns from captions by recipe, resumes, is exported."""
 
+import re
+
 import numpy as np
 import pytest
 import tiny
@@ -151,7 +153,14 @@ def test_a_student_is_told_the_guidance_and_paints_in_few_steps(run, parts, tmp_
     assert not torch.equal(weak, strong) and weak.shape == (2, 3, 16, 16)
 
 
-@pytest.mark.parametrize("name", [n for n in shipped_recipes() if "stable-diffusion" in n or "clip" in n])
+OF_WORDS = [
+    n
+    for n in shipped_recipes()
+    if re.fullmatch(r"\w+/(clip.*|stable-diffusion(-1.5|-2.1|-xl|-small|-lcm|-fine-tune)?)", n)
+]
+
+
+@pytest.mark.parametrize("name", OF_WORDS)
 def test_recipes_of_words_fit_their_systems(name):
     """What does not depend on the data and on trained parts."""
     full = load_recipe(name)
