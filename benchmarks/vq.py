@@ -21,7 +21,9 @@ from .processes import MEMORY, run
 
 GROUP, CODES, VECTORS, WIDTH = "vq", 8192, 65_536, 64
 PLACES = 256  # codes of a picture of 16 x 16
-PEAK = MEMORY + """
+PEAK = (
+    MEMORY
+    + """
 import json, sys, torch
 side, codes, vectors, width = sys.argv[1], *map(int, sys.argv[2:])
 torch.set_num_threads(1)
@@ -38,6 +40,7 @@ with torch.no_grad():
     look()
 print(json.dumps(memory()["VmHWM"] - before))
 """
+)
 
 
 def rows() -> Iterator[Row]:
