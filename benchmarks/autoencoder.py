@@ -21,14 +21,15 @@ from hwaga.training import EmaConfig, Trainer, TrainingConfig
 from .pairing import Row, compare, gflop
 from .peers import HIDE_TORCHVISION, hide_torchvision, version
 from .pictures import InOrder, Pictures, random_pictures
-from .processes import run
+from .processes import MEMORY, run
 
 GROUP, BATCH, LATENTS = "autoencoder", 64, 16
 PUBLIC = (128, 256, 512, 512)  # Stable Diffusion's autoencoder, 83.7 M
-MEMORY = (
+PEAK = (
     HIDE_TORCHVISION
+    + MEMORY
     + """
-import json, resource, sys, torch
+import json, sys, torch
 side, kind, pixels = sys.argv[1], sys.argv[2], int(sys.argv[3])
 torch.set_num_threads(1)
 if side == "hwaga":
@@ -46,7 +47,7 @@ else:
 z = torch.randn(1, 4, pixels // 8, pixels // 8)
 with torch.no_grad():
     decode(z)
-print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+print(json.dumps(memory()["VmHWM"]))
 """
 )
 
@@ -192,7 +193,7 @@ def _memory() -> Row:
         ("hwaga", "whole", 512), ("diffusers", "whole", 512), ("hwaga", "exact", 1024), ("hwaga", "blended", 1024),
         ("diffusers", "blended", 1024),
     ]  # fmt: skip
-    peak = {one: float(json.loads(run("-c", MEMORY, *map(str, one)))) for one in asked}
+    peak = {one: float(json.loads(run("-c", PEAK, *map(str, one)))) for one in asked}
     gb = {f"{side} {kind} {pixels}": f"{value / 1e9:.2f} GB" for (side, kind, pixels), value in peak.items()}
     a, b = peak["hwaga", "exact", 1024] / 1e9, peak["diffusers", "blended", 1024] / 1e9
     return Row(

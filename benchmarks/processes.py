@@ -27,15 +27,18 @@ pipeline.set_progress_bar_config(disable=True)
 pipeline(num_inference_steps=10, generator=torch.Generator().manual_seed(0)).images[0].save(sys.argv[2])
 """
 )
+MEMORY = """
+import re
+def memory():  # of this process since it began (getrusage's peak also counts the parent that it was forked from)
+    text = open("/proc/self/status").read()
+    return {k: int(re.search(k + r":\\s+(\\d+)", text)[1]) * 1024 for k in ("VmHWM", "VmRSS", "RssAnon")}
+"""
 MEASURE = (
     HIDE_TORCHVISION
+    + MEMORY
     + """
-import json, re, sys, time
+import json, sys, time
 side, folder = sys.argv[1:]
-def memory():
-    text = open("/proc/self/status").read()
-    found = {k: int(re.search(k + r":\\s+(\\d+)", text)[1]) * 1024 for k in ("VmHWM", "VmRSS", "RssAnon")}
-    return found
 if side == "hwaga":
     import torch, hwaga.loading, hwaga.systems.ddpm
     load = lambda: hwaga.loading.load(folder).networks["network"]

@@ -17,12 +17,14 @@ from hwaga.networks.vq import nearest
 
 from .pairing import Row, compare, gflop
 from .peers import version
-from .processes import run
+from .processes import MEMORY, run
 
 GROUP, CODES, VECTORS, WIDTH = "vq", 8192, 65_536, 64
 PLACES = 256  # codes of a picture of 16 x 16
-MEMORY = """
-import json, resource, sys, torch
+PEAK = (
+    MEMORY
+    + """
+import json, sys, torch
 side, codes, vectors, width = sys.argv[1], *map(int, sys.argv[2:])
 torch.set_num_threads(1)
 z, book = torch.randn(vectors, width), torch.randn(codes, width)
@@ -33,11 +35,12 @@ else:
     from vector_quantize_pytorch import VectorQuantize
     module = VectorQuantize(dim=width, codebook_size=codes).eval()
     look = lambda: module(z[None])[1]
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = memory()["VmRSS"]
 with torch.no_grad():
     look()
-print(json.dumps((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024))
+print(json.dumps(memory()["VmHWM"] - before))
 """
+)
 
 
 def rows() -> Iterator[Row]:
@@ -75,7 +78,7 @@ def _lookup(width: int) -> Row:
 def _memory() -> Row:
     """Peak resident memory that one lookup adds in a fresh process with one thread; the ratio is of memory."""
     sizes = (str(CODES), str(VECTORS), str(WIDTH))
-    a, b = (float(json.loads(run("-c", MEMORY, side, *sizes))) / 1e9 for side in ("hwaga", "peer"))
+    a, b = (float(json.loads(run("-c", PEAK, side, *sizes))) / 1e9 for side in ("hwaga", "peer"))
     return Row(
         GROUP, f"lookup, {CODES:,} codes of {WIDTH}, {VECTORS:,} vectors: peak memory", version("vector-quantize-pytorch"),
         a / b, a / b, a / b, a, b, 1, 0, note="figures are GB that the lookup adds, not seconds; aim: at most 0.5 GB",

@@ -152,7 +152,12 @@ def _single(system: System, file: Path) -> Path:
     if file.exists():
         raise InputError(f"{file} exists already; name a new file")
     with whole_file(file) as part:
-        system.to_file(part)
+        if (text := system.to_file(part)) is not None:
+            if (beside := file.with_suffix(".yaml")).exists():
+                raise InputError(
+                    f"{beside} exists already, and the YAML of this file would take its place; name a new file"
+                )
+            write_text(beside, text)
     return file
 
 

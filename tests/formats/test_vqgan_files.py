@@ -353,3 +353,53 @@ def test_what_the_public_layout_has_no_field_for_is_not_exported(tmp_path):
         with pytest.raises(InputError, match=words):
             hwaga.export(system, tmp_path / "out", format="diffusers")
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("told", ["nothing", "labels", "coordinates", "picture"])
+def test_an_original_checkpoint_is_written_again_bit_for_bit(told, tmp_path):
+    cond = {
+        "nothing": "__is_unconditional__",
+        "labels": {"target": "taming.modules.util.Labelator", "params": {"n_classes": 11}},
+        "coordinates": {"target": "taming.modules.misc.coord.CoordStage", "params": {"n_embed": 16, "down_factor": 2}},
+        "picture": settings(),
+    }[told]
+    tensors = whole(tokenizer(), gpt())
+    if told == "picture":
+        tensors |= {f"cond_stage_model.{name}": value for name, value in to_ldm(tokenizer().state_dict(), 2).items()}
+    first = write(tmp_path / "net.ckpt", tensors, whole_settings(cond_stage_config=cond))
+    again = tmp_path / "again.safetensors"
+    model = hwaga.load(first, device="cpu", dtype="float32")
+    hwaga.export(model, again, format="single")
+    left = {name for name in tensors if name.endswith(".attn.mask") or ".loss." in name}
+    found = load_file(again)
+    assert found.keys() == tensors.keys() - left and all(torch.equal(found[n], tensors[n]) for n in found)
+    assert yaml.safe_load(again.with_suffix(".yaml").read_text())["model"] == whole_settings(cond_stage_config=cond)
+
+    model.about.layout = {}  # of a model that was never a file the YAML is made
+    made = tmp_path / "made.safetensors"
+    hwaga.export(model, made, format="single")
+    loaded = hwaga.load(made, device="cpu", dtype="float32")
+    same = {name: getattr(loaded.config, name) for name in ("prior", "labels", "classes", "coordinates")}
+    assert same == {name: getattr(model.config, name) for name in same} and loaded.about.size == model.about.size
+    for name, network in model.networks.items():
+        assert all(torch.equal(v, loaded.networks[name].state_dict()[k]) for k, v in network.state_dict().items())
+    with pytest.raises(InputError, match="exists already"):
+        hwaga.export(model, made, format="single")
+    made.unlink()
+    with pytest.raises(InputError, match="made.yaml exists already"):
+        hwaga.export(model, made, format="single")
+    assert not made.exists()
+
+
+def test_what_the_original_yaml_has_no_key_for_is_not_written(tmp_path):
+    from hwaga.systems import find
+
+    for part, words in (
+        ({"patch": 2}, "patch=2"),
+        ({"groups": 16}, "groups=16"),
+        ({"channels": (64, 96)}, "multiples"),
+    ):
+        system = find("vqgan").create({"autoencoder": {**SIZES, **part}, "prior": None}, size=(16, 16))
+        with pytest.raises(InputError, match=words):
+            hwaga.export(system, tmp_path / "out.safetensors", format="single")
+        assert not list(tmp_path.iterdir())

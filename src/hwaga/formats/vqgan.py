@@ -158,13 +158,14 @@ def read_file(path: Path, tensors: Mapping[str, Tensor]) -> Found:
         raise InputError(f"{_yaml(path)}: model.params is missing; the YAML of a VQGAN release has it")
     where = str(path)
     if is_whole(tensors):
-        return _whole(params, tensors, where, str(_yaml(path)))
+        return _whole(settings, tensors, where, str(_yaml(path)))
     config, ours = _tokenizer(settings, tensors, "", str(_yaml(path)))
     side = int(params["ddconfig"]["resolution"])
-    return Found({"autoencoder": config}, {"autoencoder": ours}, where, (side, side), layout={"dtype": stored(tensors)})
+    return Found({"autoencoder": config}, {"autoencoder": ours}, where, (side, side), layout=_layout(tensors, settings))
 
 
-def _whole(params: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str, yaml_file: str) -> Found:
+def _whole(settings: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str, yaml_file: str) -> Found:
+    params = settings["params"]
     first = params.get("first_stage_config")
     if not isinstance(first, dict):
         raise InputError(f"{yaml_file}: model.params.first_stage_config is missing; it describes the tokenizer")
@@ -199,8 +200,14 @@ def _whole(params: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str,
     places = prior.length if told_of is not None and "coordinates" not in told_of else (prior.length + 1) // 2
     side = int(first["params"]["ddconfig"]["resolution"])
     side = min(side, math.isqrt(places) * config.factor)  # a square of codes for which it has places
-    layout = {"dtype": stored(tensors)}
+    layout = _layout(tensors, settings)
     return Found(configs, parts, where, (side, side), told_of or {}, layout)
+
+
+def _layout(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of a file, so that it is written again as it was."""
+    dtype = stored(tensors)
+    return {"dtype": dtype, "file": {"dtype": dtype, "yaml": dict(settings)}}
 
 
 def _told(params: Mapping[str, Any], vocabulary: int, where: str) -> dict[str, int] | None:

@@ -261,8 +261,9 @@ class System(TakesLora):
         """Writes the public layout into an empty folder; InputError where the networks have none."""
         raise NotImplementedError
 
-    def to_file(self, path: Path) -> None:
-        """Writes the single safetensors file with the original authors' names; InputError where there is no such."""
+    def to_file(self, path: Path) -> str | None:
+        """Writes the single safetensors file with the original authors' names; InputError where there is no such. Gives the
+        text of the YAML that belongs beside it, where the originals have one."""
         raise NotImplementedError
 
     # ------------------------------------------------------------------------------------------------------------- making

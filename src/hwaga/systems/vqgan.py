@@ -31,6 +31,7 @@ from torch.nn.functional import avg_pool2d, interpolate, max_pool2d
 
 from ..errors import InputError
 from ..formats import vqgan as public
+from ..formats import vqgan_single as original
 from ..formats.perceptual import perceptual_network
 from ..interfaces import Batch, Draw, Objective, Stage, Terms
 from ..networks.discriminators import PatchDiscriminatorConfig
@@ -123,7 +124,7 @@ class VQGAN(System):
         "reconstruct": "true paints image= (one or several) as it comes back from its codes",
         "codebook": "true paints the codebook, each code alone; with image= those that it uses",
     }
-    formats = ("diffusers",)
+    formats = ("diffusers", "single")
     trains_with = ("discriminator",)
     Config = VQGANConfig
 
@@ -452,3 +453,11 @@ class VQGAN(System):
         public.write_folder(folder, self.tokenizer, self.about.size, self.about.layout)
         if "prior" in self.networks:
             warnings.warn("the public folder holds the tokenizer alone: it has no place for the prior", stacklevel=3)
+
+    def to_file(self, path: Path) -> str:
+        """Writes the original authors' tensors; gives the YAML that belongs beside them."""
+        told = {"classes": self.config.classes, "coordinates": self.config.coordinates}
+        return original.write_file(
+            path, self.networks, {name: count for name, count in told.items() if count}, self.about.size,
+            self.about.layout.get("file") or {},
+        )  # fmt: skip
