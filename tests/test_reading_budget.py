@@ -64,11 +64,15 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "stable-diffusion": {"network": tiny.WORDED, "process": {"timesteps": 10}, "sampling": {"sampler": "ddim"}},
     "controlnet": {
-        "network": tiny.WORDED, "process": {"timesteps": 10}, "sampling": {"sampler": "ddim"}, "control": {"kind": "silhouette"},
+        "network": tiny.WORDED,
+        "process": {"timesteps": 10},
+        "sampling": {"sampler": "ddim"},
+        "control": {"kind": "silhouette"},
         "controlnet": {"hint_channels": [8]},
     },  # fmt: skip
     "stable-diffusion-3": {
-        "network": {"width": 8, "depth": 2, "heads": 1}, "process": {"kind": "gaussian", "timesteps": 10},
+        "network": {"width": 8, "depth": 2, "heads": 1},
+        "process": {"kind": "gaussian", "timesteps": 10},
         "sampling": {"sampler": "ddim", "guidance_scale": 1.0, "options": {}},
     },  # fmt: skip
 }
