@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "curves": {"measuring", "evaluation", "samplers", "systems"},
     "running": {"recipes", "preparing", "measuring", "loading", "saving", "systems", "data", "training", "evaluation"},
     "cli": {"data", "training", "evaluation", "systems", "loading", "saving", "recipes", "preparing", "running", "laboratory",
-            "curves"},
+            "curves", "conditioning"},
     "__main__": {"cli"},
     "__init__": {"systems", "loading", "saving", "running", "provenance"},
 }  # fmt: skip

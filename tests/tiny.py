@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
+from hwaga.conditioning import bpe
+from hwaga.conditioning.text_encoders import TextEncoderConfig
 from hwaga.interfaces import Batch
+from hwaga.layers.initialise import build_on
+from hwaga.networks.clip_text import ClipTextConfig
+from hwaga.networks.t5 import T5Config
 from hwaga.systems import find
 
 SMALL = {"channels": (8, 16), "groups": 4, "patch": 2}
@@ -143,3 +150,103 @@ def latent_dit(seed=0, network=None, **model):
     return find("dit").create(
         config, size=(16, 16), seed=seed, classes=CLASSES, label_counts=(1, 2, 5), components=parts
     )
+
+
+def text_encoder(seed=0, **model):
+    """A CLIP text transformer of 16 numbers a token, reading letters, at most 24 tokens."""
+    config = TextEncoderConfig(
+        model=ClipTextConfig(
+            **{"width": 16, "layers": 2, "heads": 2, "hidden": 32, "positions": 24, "vocabulary": len(bpe.vocabulary(())),
+               "end": bpe.vocabulary(())[bpe.END], **model}
+        ),
+        length=24,
+    )  # fmt: skip
+    encoder = build_on(config)
+    encoder.initialise(torch.Generator().manual_seed(seed))
+    encoder.files = bpe.files((), 24)
+    return encoder.eval().requires_grad_(False)
+
+
+WORDED = {"channels": [8, 16], "attention": [True, False], "depth": [1, 1], "heads": [2, 2], "blocks": 1, "groups": 4}
+
+
+def stable_diffusion(seed=0, network=None, **model):
+    """A Stable Diffusion in the latents of `vae_kl`: 8 x 8 places of 4 numbers, told words by `text_encoder`."""
+    parts = {"autoencoder": vae_kl().autoencoder.requires_grad_(False), "text_encoder": text_encoder()}
+    config = {"process": {"timesteps": 50}, **model, "network": {**WORDED, **(network or {})}}
+    return find("stable-diffusion").create(config, size=(16, 16), seed=seed, components=parts)
+
+
+def t5_files():
+    """The files of a T5's tokenizer that reads letters and a few words: pieces with their scores, as `tokenizer.json`."""
+    import tokenizers
+
+    pieces = [
+        ("<pad>", 0.0),
+        ("</s>", 0.0),
+        ("<unk>", 0.0),
+        *((f"\u2581{w}", -2.0) for w in ("a", "red", "circle", "star")),
+    ]
+    pieces += [(letter, -6.0) for letter in "\u2581abcdefghijklmnopqrstuvwxyz"]
+    engine = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=2))
+    before = tokenizers.pre_tokenizers
+    engine.pre_tokenizer = before.Sequence([before.WhitespaceSplit(), before.Metaspace()])
+    engine.add_special_tokens(["<pad>", "</s>", "<unk>"])
+    said = '{"tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}'
+    return {"tokenizer.json": engine.to_str().encode(), "tokenizer_config.json": said.encode()}
+
+
+def t5(seed=0, width=24, length=256):
+    """A T5 of `width` numbers a token."""
+    model = T5Config(width=width, layers=2, heads=2, head_width=8, hidden=32, vocabulary=40)
+    encoder = build_on(TextEncoderConfig(model=model, length=length))
+    encoder.initialise(torch.Generator().manual_seed(seed))
+    for parameter in encoder.parameters():
+        parameter.data.mul_(5)  # so that its states differ from text to text
+    encoder.files = t5_files()
+    return encoder.eval().requires_grad_(False)
+
+
+def stable_diffusion_3(seed=0, network=None, third=True, **model):
+    """A Stable Diffusion 3 in the latents of `vae_kl`, told words by two small CLIPs and, unless told otherwise, a T5."""
+    parts = {
+        "autoencoder": vae_kl().autoencoder.requires_grad_(False), "text_encoder": text_encoder(projection=8),
+        "text_encoder_2": text_encoder(1, projection=12, activation="gelu"), **({"text_encoder_3": t5(width=40)} if third else {}),
+    }  # fmt: skip
+    shape = {"width": 32, "depth": 2, "heads": 2, **(network or {})}
+    return find("stable-diffusion-3").create({**model, "network": shape}, size=(16, 16), seed=seed, components=parts)
+
+
+def captions(n=8, size=(16, 16), seed=0):
+    """A batch with a caption to each picture."""
+    words = ("a red circle", "a blue square", "세모", "a star, green")
+    return replace(batch(n, size, seed, labels=False), caption=[words[i % len(words)] for i in range(n)])
+
+
+CAPTIONS = (
+    "a red circle",
+    "a blue square",
+    "a yellow star",
+    "a green circle",
+    "파란 네모",
+    "노란 별",
+    "red star",
+    "blue circle",
+)
+
+
+def clip(seed=0, captions=CAPTIONS, **model):
+    """A CLIP of 16 x 16 pictures and the words of CAPTIONS."""
+    network = {
+        "image": {"size": 16, "patch": 4, "width": 32, "layers": 2, "heads": 2},
+        "text": {"width": 32, "layers": 2, "heads": 2, "positions": 16, "projection": 16},
+    }
+    config = {"network": network, "words": 40, "views": {"share": 0.0}, **model}
+    return find("clip").create(find("clip").taught(config, captions), size=(16, 16), seed=seed)
+
+
+def captioned(n=8, seed=0, captions=CAPTIONS):
+    """Pictures with captions: `n` places of them, over and over again."""
+    pictures = batch(n, seed=seed)
+    told = [captions[i % len(captions)] for i in range(n)]
+    return Batch(pictures.image, pictures.index, None, told, cluster=pictures.index)

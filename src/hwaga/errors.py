@@ -38,6 +38,18 @@ class Interrupted(HwagaError):
     exit_status = 130
 
 
+def not_finite(stage: str, dtype: str) -> WorkError:
+    """The error for numbers that are not finite, by the stage of painting where they were first seen: "after step 3", "in ..."."""
+    return WorkError(
+        f"non-finite numbers {stage} ({dtype.removeprefix('torch.')}): nothing was painted; try dtype='float32', a lower "
+        f"guidance_scale, or check the weights"
+    )
+
+
+class LostWords(UserWarning):
+    """A prompt was longer than what reads it takes: the sentence names the words that were cut off."""
+
+
 def first_mistake(error: ValidationError) -> str:
     """`key=value: what is wrong`, of the first thing that a config's check found."""
     first = error.errors()[0]

@@ -75,6 +75,7 @@ class Batch:
     label: Tensor | None = None  # (n,) int64 in 0 ... classes - 1
     caption: Sequence[str] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)  # control maps, edit sources, ...: first dimension n
+    cluster: Tensor | None = None  # (n,) int64: pictures that show nearly the same have one number
 
     def __len__(self) -> int:
         return self.image.shape[0]
@@ -152,4 +153,7 @@ class Stage:
     measures: Callable[[Iterator[Batch]], Mapping[str, Mapping[str, Tensor]]] | None = None
     # buffers that are measured over training pictures whenever the model is saved, {network: {name: value}} (the scale of
     # latents): given the pictures of the split in batches, as many as it wants; no step of training looks at them
-    batch_statistics: bool = False  # True where a loss needs the whole batch at once (contrastive, minibatch deviation)
+    batch_statistics: bool = False  # True where a loss needs the whole batch at once (minibatch deviation)
+    gathers: bool = (
+        False  # True where a loss compares the pictures of a batch and asks the other processes for theirs itself
+    )

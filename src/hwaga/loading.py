@@ -7,6 +7,7 @@ the folder are refused, and a config is held against the file's headers before m
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import warnings
 from collections.abc import Mapping
@@ -26,6 +27,24 @@ SHIPPED = Path(__file__).parent / "shipped"
 PIPELINES = {  # public class: system
     "AutoencoderKL": "vae", "DDPMPipeline": "ddpm", "DDIMPipeline": "ddpm", "UNet2DModel": "ddpm", "VQModel": "vqgan",
     "DiTPipeline": "dit", "Transformer2DModel": "dit", "DiTTransformer2DModel": "dit",
+    **dict.fromkeys(
+        ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
+         "StableDiffusionInpaintPipelineLegacy", "StableDiffusionDepth2ImgPipeline", "LatentConsistencyModelPipeline",
+         "LatentConsistencyModelImg2ImgPipeline", "StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline",
+         "StableDiffusionXLInpaintPipeline"),
+        "stable-diffusion",
+    ),
+    **dict.fromkeys(
+        ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline",
+         "StableDiffusion3InpaintPipeline", "StableDiffusion3PAGPipeline", "StableDiffusion3PAGImg2ImgPipeline"),
+        "stable-diffusion-3",
+    ),
+    **dict.fromkeys(
+        ("ControlNetModel", "StableDiffusionControlNetPipeline", "StableDiffusionControlNetImg2ImgPipeline",
+         "StableDiffusionControlNetInpaintPipeline", "StableDiffusionXLControlNetPipeline",
+         "StableDiffusionXLControlNetImg2ImgPipeline", "StableDiffusionXLControlNetInpaintPipeline"),
+        "controlnet",
+    ),
 }  # fmt: skip
 HASHED_BELOW = 64 * 2**20  # files up to this many bytes are held against their hash at each load
 
@@ -45,13 +64,15 @@ def load(
     then a hub id.
     device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1". dtype: "auto" (float32 on a CPU, bfloat16 on a GPU),
     "float32", "bfloat16", "float16", or "int8" (on a CPU: linear layers' weights in 8 bits, all else float32; an approximation,
-    see weights/quantised.py). components: {name: source} to put in another's place. memory: a budget such as "8GB";
-    what would not fit is refused. compile: hand the networks to torch.compile. weights: "ema" or "raw" of files that hold both.
+    see weights/quantised.py). components: {name: source} to put in another's place. memory: a budget such as "8GB":
+    large weights of half precision then stay in their file (weights/streamed.py), and what would not fit is refused. compile:
+    hand the networks to torch.compile. weights: "ema" or "raw" of files that hold both.
 
     InputError for what cannot be loaded, with the reason; WorkError where a hub cannot be reached.
     """
     from .formats.single import in_release
     from .precision import choose_device, choose_dtype
+    from .weights.streamed import widened_late
 
     place, _ = choose_device(device)
     if dtype == "int8" and place.type != "cpu":
@@ -64,17 +85,18 @@ def load(
         raise unknown("weights", weights, ("ema", "raw"))
     if weights == "raw" and not folder.is_file():
         raise InputError(f"weights='raw': {name} holds the averaged weights alone; leave weights out")
-    if folder.is_file():
-        system = _file(folder, kept, place, components or {}, weights)
-    elif (folder / "model.json").is_file():
-        system = _saved(folder, kept, place)
-    elif (released := in_release(folder)) is not None:
-        system = _file(released, kept, place, components or {})
-    else:
-        system = _public(folder, kept, place)
-    system.about.name = name
-    for part, other in (components or {}).items():
-        _replace(system, part, other, kept, place)
+    with widened_late(memory is not None and _halves(folder) > 0.6 * parsed_size(memory)):
+        if folder.is_file():
+            system = _file(folder, kept, place, components or {}, weights)
+        elif (folder / "model.json").is_file():
+            system = _saved(folder, kept, place)
+        elif (released := in_release(folder)) is not None:
+            system = _file(released, kept, place, components or {})
+        else:
+            system = _public(folder, kept, place)
+        system.about.name = name
+        for part, other in (components or {}).items():
+            system = _replace(system, part, other, kept, place)
     _hold_to_budget(system, memory)
     _prepare(system, compile, dtype == "int8")
     return system
@@ -154,35 +176,87 @@ def _saved(folder: Path, dtype: torch.dtype, device: torch.device) -> System:
     cls = find(str(card.get("system")))
     config = cls.checked(card.get("config") or {})
     parts = card.get("components")
-    networks = {}
+    networks: dict[str, Any] = {}
+    bases: dict[str, System] = {}
     for name, network_config in cls.network_configs(config).items():
         if name in (*cls.trains_with, *cls.may_lack) and isinstance(parts, dict) and name not in parts:
             continue
         if not isinstance(parts, dict) or not isinstance(parts.get(name), dict):
             raise InputError(f"{where} says nothing of the component {name!r}")
-        networks[name] = _component(folder, name, parts[name], network_config, dtype, device)
+        if parts[name].get("of") == "weights":
+            networks[name] = _lent(folder, name, parts[name], dtype, device, bases)
+            continue
+        within = "." if cls.flat else name
+        networks[name] = _component(folder, name, within, parts[name], network_config, dtype, device)
     return cls(config, networks, About(**{**card.get("about", {}), "sha256": card.get("sha256")}))
 
 
-def _component(folder: Path, name: str, entry: Mapping[str, Any], config: Any, dtype: Any, device: Any) -> Any:
-    """One network of a saved model: in its own folder, or by reference to another model's."""
+def _lent(
+    folder: Path, name: str, entry: Mapping[str, Any], dtype: torch.dtype, device: torch.device, bases: dict[str, System]
+) -> Any:  # fmt: skip
+    """A frozen network of the model that a LoRA was trained beside; small ones are held against their hash."""
+    import torch
+
+    from .systems.latents import fingerprint
+
+    source = str(entry.get("source"))
+    if source not in bases:
+        try:
+            bases[source] = _any(_find(source)[1], dtype, device)
+        except InputError as error:
+            raise InputError(f"{folder} is a LoRA beside the model {source}, which cannot be loaded: {error}") from None
+    network = bases[source].lends(name)
+    if network is None:
+        raise InputError(f"{folder} is a LoRA beside the {name} of {source}, which has none now")
+    small = sum(p.numel() * p.element_size() for p in network.parameters()) <= HASHED_BELOW
+    if small and dtype == torch.float32 and fingerprint(network) != entry.get("sha256"):
+        raise InputError(
+            f"{folder}: its {name} is that of {source}, but the weights there are others than it was trained with"
+        )
+    return network
+
+
+def _any(folder: Path, dtype: torch.dtype, device: torch.device) -> System:
+    """The model in a file or a folder of any kind."""
+    if folder.is_file():
+        return _file(folder, dtype, device, {})
+    return (_saved if (folder / "model.json").is_file() else _public)(folder, dtype, device)
+
+
+def _component(
+    folder: Path, name: str, within: str, entry: Mapping[str, Any], config: Any, dtype: Any, device: Any
+) -> Any:  # fmt: skip
+    """One network of a saved model: in the folder `within` it, or by reference to another model's."""
     from .weights.fill import fill
     from .weights.mapped import Mapped
 
     if "source" in entry:
         source, place = _find(str(entry["source"]))
-        file = place / name / "model.safetensors"
+        file = weights_file(place, name)
         if entry.get("sha256") != sha256(file):
             raise InputError(
                 f"{folder}: its {name} is that of {source}, but the weights there are others than it was trained with"
             )
+        if file.parent == place and (lent := _saved(place, dtype, device).lends(name)) is not None:
+            return lent
     else:
-        place = inside(folder, name)
+        place = inside(folder, within)
         file = place / "model.safetensors"
         expected = (entry.get("files") or {}).get("model.safetensors")
         if file.is_file() and file.stat().st_size <= HASHED_BELOW and expected and sha256(file) != expected:
             raise InputError(f"{file} is damaged: it is not the file that model.json was written for")
-    return fill(config, Mapped(file), str(file), dtype, device)
+    network = fill(config, Mapped(file), str(file), dtype, device)
+    if hasattr(network, "files"):  # what stands beside the weights, such as a tokenizer's
+        own = ("config.json", "model.safetensors")
+        beside = {f.name: f.read_bytes() for f in file.parent.iterdir() if f.is_file() and f.name not in own}
+        network.files = beside  # type: ignore[assignment]
+    return network
+
+
+def weights_file(place: Path, part: str) -> Path:
+    """The file with the weights of a part of a saved model, which may be all that the model is."""
+    inner = place / part / "model.safetensors"
+    return inner if inner.is_file() else place / "model.safetensors"
 
 
 def _public(folder: Path, dtype: torch.dtype, device: torch.device) -> System:
@@ -223,38 +297,62 @@ def _file(
     return system
 
 
-def _replace(system: System, part: str, source: str | Path, dtype: Any, device: Any) -> None:
-    """Puts another model's network in place of one of this system's, or where it has none yet."""
+def _replace(system: System, part: str, source: str | Path, dtype: Any, device: Any) -> System:
+    """Puts another model's network in place of one of this system's, or where it has none yet; the system that then is (with
+    a ControlNet, say, another)."""
     known = [*system.networks, *system.may_lack]
-    if part not in known:
-        raise unknown(f"component of {system.title}", part, known)
     name, folder = _find(source)
-    if folder.is_file():
-        other = _file(folder, dtype, device, {})
-    else:
-        other = (_saved if (folder / "model.json").is_file() else _public)(folder, dtype, device)
-    if part not in other.networks:
+    if folder.is_dir() and system.read_part(part, folder, dtype, device):
+        return system
+    grown = system.grows.get(re.sub(r"_\d+$", "", part)) if part not in known else None
+    if part not in known and grown is None:
+        raise unknown(f"component of {system.title}", part, [*known, *system.grows])
+    other = _any(folder, dtype, device)
+    network = other.lends(part) or other.lends(re.sub(r"_\d+$", "", part))
+    if network is None:
         raise InputError(f"components[{part!r}]={name}: it has no {part}; it has {', '.join(other.networks)}")
-    system.take(part, other.networks[part], name)
+    if grown is not None:
+        from .systems import find
+
+        return find(grown).over(system, {part: network}, {part: other.about.layout.get(part)}, name)
+    system.take(part, network, name)
+    return system
 
 
 # ------------------------------------------------------------------------------------------------------------- what it takes
 
 
 def _hold_to_budget(system: System, memory: str | int | None) -> None:
-    """Refuses what would not fit; under a tight budget the transforms of convolutions are not kept."""
+    """Refuses what would not fit; under a tight budget the transforms of convolutions are not kept. Weights that are pages of a
+    file do not count: the system takes them back when memory is short."""
     if memory is None:
         return
     from .layers.conv import fit_transforms
+    from .weights.streamed import private_bytes, widest
 
     budget = parsed_size(memory)
-    held = sum(p.numel() * p.element_size() for net in system.networks.values() for p in net.parameters())
+    held = sum(map(private_bytes, system.networks.values())) + max(map(widest, system.networks.values()))
     if held > budget:
         raise InputError(
-            f"memory={memory}: the weights alone take {held / 2**30:.2f} GiB; name at least that, or another dtype"
+            f"memory={memory}: the weights alone take {held / 2**20:,.1f} MiB; name at least that, or another dtype"
         )
     for network in system.networks.values():
         fit_transforms(network, budget - held)
+
+
+def _halves(folder: Path) -> int:
+    """Bytes that a model's weights of half precision would take in float32, by the headers of its files."""
+    from .weights.mapped import Mapped
+
+    files = [folder] if folder.is_file() else sorted(folder.rglob("*.safetensors"))
+    total = 0
+    for file in files:
+        if file.suffix != ".safetensors":  # a pickle: as if it were of half precision
+            total += 2 * file.stat().st_size
+            continue
+        held = Mapped(file)
+        total += sum(4 * math.prod(held.shapes[name]) for name in held if held.dtypes[name].itemsize == 2)
+    return total
 
 
 def parsed_size(text: str | int) -> int:

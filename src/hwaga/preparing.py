@@ -25,7 +25,7 @@ from .training.loop import StepDraw, on
 from .training.memory import MakeBatch, Memory, available_memory, check_fits, largest_batch, predict, process_memory
 
 if TYPE_CHECKING:
-    from .data import Dataset
+    from .data import Bucketed, Dataset, Joined
     from .systems.base import System
 
 Say = Callable[[str], None]
@@ -66,12 +66,33 @@ class Prepared:
     system: System
     data: Dataset
     held_out: Dataset | None
+    before: Dataset | None = None  # pictures of before, to be learned beside (data/prior.py)
+    buckets: Bucketed | None = None  # the same pictures in batches of one size each (data/buckets.py)
+
+    @property
+    def order(self) -> Callable[[int, int, int], Any]:
+        """Which pictures a step sees: of (pictures, batch size, seed)."""
+        from .data import Order
+
+        return Order if self.buckets is None else self.buckets.order
+
+    @property
+    def pictures(self) -> Dataset | Joined | Bucketed:
+        """What training sees."""
+        from .data import Joined
+
+        if self.buckets is not None:
+            return self.buckets
+        prior = self.recipe.data.prior
+        if self.before is None or prior is None:
+            return self.data
+        return Joined(self.data, self.before, prior.caption, prior.weight)
 
     def reference(self, split: str) -> Dataset:
         from .data import open_data
 
         if split == "held-out" and self.held_out is not None:
-            return replace(self.held_out, beside={})  # the pictures alone: what a network made of them judges nothing
+            return replace(self.held_out, beside={}, extras=())  # the pictures alone: nothing beside them judges
         return open_data(self.recipe.data, split)
 
     def machine(self) -> dict[str, Any]:
@@ -120,9 +141,49 @@ def opened(recipe: Recipe, chosen: Chosen, say: Say, doing: Doing = lambda what:
         start_from(system, recipe.training.start_from, say, recipe.components)
     for network in system.networks.values():
         network.to(chosen.device)
-    if wanted := system.precomputed():
+    if extras := system.data_extras():
+        data, held_out = data.with_extras(extras), None if held_out is None else held_out.with_extras(extras)
+    before, buckets = _before(recipe, system, data, say), _buckets(recipe, system, data, say)
+    if (wanted := system.precomputed()) and buckets is None:
         data, held_out = _beside(data, held_out, wanted, say, doing)
-    return Prepared(recipe, chosen, system, data, held_out)
+        before = None if before is None else _beside(before, None, wanted, say, doing)[0]
+    return Prepared(recipe, chosen, system, data, held_out, before, buckets)
+
+
+def _buckets(recipe: Recipe, system: System, data: Dataset, say: Say) -> Bucketed | None:
+    """The pictures by size, where `data.buckets` asks for it."""
+    from .data import bucketed
+
+    step = recipe.data.buckets
+    if step is None:
+        return None
+    if recipe.data.prior is not None or not system.weighs:
+        why = "with data.prior" if recipe.data.prior else f"with {system.title}, which learns pictures of one size"
+        raise InputError(f"data.buckets={step} {why}: leave one of them out")
+    found = bucketed(data, step)
+    for part in found.parts:
+        type(system).check_data(system.config, part.size)
+    say(f"buckets     {found.text}; what is computed of pictures is so at each step")
+    return found
+
+
+def _before(recipe: Recipe, system: System, data: Dataset, say: Say) -> Dataset | None:
+    """The pictures of `data.prior`, prepared as the data are."""
+    from .data import open_data
+
+    prior = recipe.data.prior
+    if prior is None:
+        return None
+    if not system.weighs or system.config.student is not None:
+        raise InputError(f"data.prior: {system.title} has no loss a picture that could be weighted; leave it out")
+    own = recipe.data.model_copy(update={"source": prior.source, "held_out": 0.0, "prior": None, "label": "none"})
+    before = open_data(own, "all").with_extras(system.data_extras())
+    if data.captions is not None and before.captions is None and prior.caption is None:
+        raise InputError(
+            f"data.prior.source={prior.source!r} has no captions; say what its pictures were painted from: data.prior.caption"
+        )
+    say(f"prior       {prior.source}: {len(before)} pictures of before are learned beside, weighted {prior.weight:g}")
+    return before
 
 
 def _beside(
@@ -199,7 +260,7 @@ def planned(recipe: Recipe, chosen: Chosen, timed: bool) -> Planned:
     found = _memory(recipe, data, chosen, components)
     if found is None:  # no shapes-only form: the real thing
         system = _create(recipe, data, components)
-        stages, sample = {stage.name: stage for stage in system.stages()}, _sample(data, system.precomputed())
+        stages, sample = {stage.name: stage for stage in system.stages()}, _sample(data, system)
         predicted = {name: _predict(recipe, stage, system.networks, sample, chosen) for name, stage in stages.items()}
     else:
         stages, predicted, sample = found
@@ -228,13 +289,16 @@ def _memory(
     from .systems.base import About
 
     cls = find(recipe.system)
-    model = cls.with_components(recipe.model, components)
+    model = cls.with_components(cls.taught(recipe.model, data.every_caption), components)
     full = cls.checked(cls.complete(model, data.config.shape, data.classes))
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             networks = {name: config.build() for name, config in cls.network_configs(full).items()}
+        for name, part in components.items():
+            if hasattr(part, "files"):  # what a network has beside its weights: a tokenizer
+                networks[name].files = part.files
         system = cls(full, networks, About(size=data.config.shape, classes=data.classes))
-        stages, sample = {stage.name: stage for stage in system.stages()}, _sample(data, system.precomputed())
+        stages, sample = {stage.name: stage for stage in system.stages()}, _sample(data, system)
         needs = {name: _predict(recipe, stage, networks, sample, chosen) for name, stage in stages.items()}
         return stages, needs, sample
     except InputError:
@@ -265,7 +329,7 @@ def _seconds(recipe: Recipe, system: System, data: Dataset, chosen: Chosen) -> d
     for stage in system.stages():
         config: TrainingConfig = recipe.training.for_stage(stage.name)
         count = min(8, config.batch_size)
-        batch = on(_sample(data, system.precomputed())(count), chosen.device)
+        batch = on(_sample(data, system)(count), chosen.device)
         draw = StepDraw(0, stage.name, config.steps - 1, whole=count, device=chosen.device)
         spent = 0.0
         for objective in stage.objectives:
@@ -293,12 +357,15 @@ def _data(recipe: Recipe) -> tuple[Dataset, Dataset | None]:
         raise InputError(
             f"data.source={recipe.data.source!r} has no pictures to train on ({len(data.left_out)} were left out)"
         )
+    if recipe.data.held_out == 0 and data.splits.get("held-out") == 0:  # a handful of pictures, all to be learned
+        return data, None
     held_out = open_data(recipe.data, "held-out")
     return data, held_out if len(held_out) else None
 
 
-def _sample(data: Dataset, wanted: Mapping[str, Precomputed]) -> MakeBatch:
+def _sample(data: Dataset, system: System) -> MakeBatch:
     """A batch of n pictures of the data, over and over again where it has fewer; zeros for what is computed of each once."""
+    data, wanted = data.with_extras(system.data_extras()), system.precomputed()
 
     def make(n: int) -> Batch:
         batch = data.batch(np.arange(n) % len(data))
@@ -312,10 +379,13 @@ def _create(recipe: Recipe, data: Dataset, components: Mapping[str, nn.Module]) 
     from .systems import find
 
     counts = [] if data.labels is None else np.bincount(data.labels, minlength=len(data.classes)).tolist()
-    shared = {name: source for name, source in recipe.components.items() if source.startswith("openmoji/")}
+    beside = bool(recipe.model.get("lora"))  # of a LoRA the base is remembered, whatever it is
+    shared = {name: source for name, source in recipe.components.items() if beside or source.startswith("openmoji/")}
     about = {"data": data.config.source, "data_licence": data.licence, "attribution": data.attribution}
-    return find(recipe.system).create(
-        recipe.model, size=data.config.shape, classes=data.classes, label_counts=counts, seed=recipe.training.seed,
+    cls = find(recipe.system)
+    return cls.create(
+        cls.taught(recipe.model, data.every_caption), size=data.config.shape, classes=data.classes,
+        label_counts=counts, seed=recipe.training.seed,
         about={**about, "components": shared}, components=components,
     )  # fmt: skip
 
@@ -328,10 +398,10 @@ def _components(recipe: Recipe) -> dict[str, nn.Module]:
     found, cls = {}, find(recipe.system)
     for name, source in recipe.components.items():
         other, part = load(source, device="cpu", dtype="float32"), cls.stands_for.get(name, name)
-        if part not in other.networks:
+        if (network := other.lends(part)) is None:
             raise InputError(
                 f"components.{name}={source!r} has no network {part!r}; it has {', '.join(other.networks)}"
             )
         cls.check_component(recipe.model, name, other)
-        found[name] = other.networks[part].requires_grad_(False)
+        found[name] = network.requires_grad_(False)
     return found

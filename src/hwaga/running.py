@@ -136,7 +136,6 @@ def _prepared(recipe: Recipe, progress: Progress) -> Iterator[Prepared]:
 
 
 def _session(folder: Path, recipe: Recipe, prepared: Prepared, processes: World, progress: Progress) -> Session:
-    from .data import Order
     from .saving import save
 
     system = prepared.system
@@ -144,15 +143,16 @@ def _session(folder: Path, recipe: Recipe, prepared: Prepared, processes: World,
     def keep(place: Path, weights: Weights, step: int) -> None:
         pictures = {"steps": step, "batch_size": recipe.training.batch_size}
         system.about.trained = {**pictures, "recipe": recipe.fingerprint()}
-        save(system, place, weights, replace=True)
+        save(system, place, weights, replace=True, base=False)
 
     def report() -> None:
         write_report(folder, f"{system.title}: {folder.name}", prepared.facts(), recipe.to_yaml(), prepared.notes())
 
     return Session(
-        folder=folder, stages=system.stages(), config=_training(recipe), data=prepared.data, order=Order, save=keep,
-        held_out=prepared.held_out, preview=system.preview, score=_score(recipe, prepared), report=report,
-        about={"recipe": recipe.fingerprint(), "data": prepared.data.fingerprint, **prepared.machine()},
+        folder=folder, stages=system.stages(), config=_training(recipe), data=prepared.pictures, order=prepared.order, save=keep,
+        held_out=prepared.held_out, preview=system.preview if system.paints else None,
+        score=_score(recipe, prepared), report=report,
+        about={"recipe": recipe.fingerprint(), "data": prepared.pictures.fingerprint, **prepared.machine()},
         device=prepared.chosen.device, dtype=prepared.chosen.dtype, world=processes, progress=progress,
     )  # fmt: skip
 
@@ -200,6 +200,8 @@ def _absolute(recipe: Recipe) -> Recipe:
     if recipe.training.start_from is not None:
         changed["training.start_from"] = full(recipe.training.start_from)
     values = recipe.model_dump(mode="json")
+    if recipe.data.prior is not None:
+        values["data"]["prior"]["source"] = full(recipe.data.prior.source)
     for key, value in changed.items():
         section, name = key.split(".", 1)
         values[section][name] = value
@@ -350,6 +352,7 @@ def evaluate(
     metrics: tuple[str, ...] = ("fid", "kid", "prdc"),
     features: Any = None,
     *,
+    clip: Any = None,
     sampling: Mapping[str, Any] | None = None,
     training: Any = None,
     progress: Any = None,
@@ -360,7 +363,11 @@ def evaluate(
     w) in [0, 1]; a model paints n pictures (500 if None) from `seed`, with `sampling` as keywords of `sample`.
     reference: a source of data ("openmoji", a folder), a DataConfig or a Dataset; `split` is the part of it that is
     compared with. training: the Dataset that memorisation is measured against; None: the train split of the reference.
+    clip: who judges `retrieval` and `clip_score` of a model that takes prompts, which is then asked for what captions of the
+    training pictures say: a shipped name, a folder that transformers loads; None: openmoji/clip-judge.
     """
     from .measuring import measure
 
-    return measure(samples, reference, split, n, seed, tuple(metrics), features, sampling or {}, training, progress)
+    return measure(
+        samples, reference, split, n, seed, tuple(metrics), features, sampling or {}, training, progress, clip
+    )

@@ -229,3 +229,18 @@ def test_our_own_folder_keeps_the_scale_and_gives_no_discriminator_away(tmp_path
             .replace('"likelihood": {\n      "files"', '"other": {\n      "files"')
         )
         hwaga.load(tmp_path / "given")
+
+
+def test_a_shift_is_taken_into_the_convolutions_where_a_pipeline_knows_none():
+    network = tiny.vae_kl().autoencoder
+    with torch.no_grad():
+        network.shift.copy_(torch.tensor([0.3, -0.7, 0.1, 2.0]))
+        network.scale.copy_(torch.tensor([2.0] * 4))
+    plain, image = public.shiftless(network, {}), tiny.batch(2).image
+    assert not plain.shift.any() and network.shift.any() and torch.equal(plain.scale, network.scale)
+    with torch.no_grad():
+        latents = network.encode(image)
+        assert (plain.encode(image) - latents).abs().max() < 1e-5
+        assert (plain.decode(latents) - network.decode(latents)).abs().max() < 1e-5
+    assert public.public_config(plain, (16, 16))["shift_factor"] is None
+    assert public.shiftless(network, {"config": {"shift_factor": 0.3}}) is network

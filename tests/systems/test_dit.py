@@ -247,8 +247,8 @@ def test_guidance_acts_on_the_channels_that_the_config_says():
     at, to = every.process.grid(2)[:2]
 
     def x0(system, scale):
-        conditions = system.conditions(torch.tensor([1]))
-        guide = system._guided(scale, conditions, {})
+        conditions = {"label": torch.tensor([1])}
+        guide = system._guided(scale, {"label": torch.tensor([system.label_count()])}, {})
         return denoiser(system.compute, system.process, conditions, guide)(x, at, to).x0
 
     plain, guided, partly = x0(every, 1.0), x0(every, 3.0), x0(some, 3.0)

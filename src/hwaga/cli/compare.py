@@ -164,7 +164,7 @@ def shown(entry: Entry, count: int, seed: int, sampling: dict[str, Any]) -> list
     from . import report
 
     if entry.system is not None:
-        painted = entry.system.sample(n=count, seed=seed, progress=False, **sampling)
+        painted = entry.system.sample(n=count, seed=seed, progress=False, **{**entry.system.blank(), **sampling})
         return [{"uri": report.picture(one), "caption": f"seed {seed}, picture {i}"} for i, one in enumerate(painted)]
     found = []
     for file in entry.files:

@@ -27,6 +27,12 @@ def evaluate(
         str | None,
         typer.Option(metavar="PATH", help="Another judge, for pictures that are not emoji: a vision encoder."),
     ] = None,
+    clip: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH", help="Another CLIP that says whether prompts were painted (retrieval, clip_score)."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="What the model paints from.")] = 0,
     sampler: Annotated[str | None, typer.Option(help="Of the model: ddpm, ddim, …")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Of the sampler.")] = None,
@@ -71,6 +77,7 @@ def evaluate(
             seed=seed,
             metrics=names,
             features=features,
+            clip=clip,
             sampling=sampling,
             progress=bar.update,
         )

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 import typer
 
 from ..errors import HwagaError, Interrupted
-from . import compare, convert, curve, data, demo, evaluate, lab, sample, systems, train
+from . import compare, control, convert, curve, data, demo, evaluate, lab, sample, systems, train
 
 TRACEBACK = "HWAGA_TRACEBACK"
 
@@ -51,6 +51,7 @@ app.command("systems")(systems.systems)
 app.add_typer(data.app, name="data")
 app.command("train")(train.train)
 app.command("sample")(sample.sample)
+app.command("control")(control.control)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("curve")(curve.curve)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .. import provenance
-from ..errors import InputError
+from ..errors import InputError, LostWords
 from . import options
 from .progress import Progress
 
@@ -66,6 +69,9 @@ def sample(
         Path | None,
         typer.Option("--from", metavar="PICTURE.png", help="Paint this picture again, by its own record."),
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="A prompt of which words would be cut off is refused.")
+    ] = False,
     out: Annotated[
         Path, typer.Option(metavar="FILE_OR_FOLDER", help="A .png (one picture, or a grid) or a new folder.")
     ] = Path("sample.png"),
@@ -123,16 +129,28 @@ def sample(
         weights=loaded["weights"],
     )
     for file, scale in loaded["loras"] or ():
-        if not hasattr(painter, "load_lora"):
-            raise InputError(f"--lora {file} given to {painter.title}, which takes no LoRA")
-        painter.load_lora(file, scale=scale)
-    with Progress(f"painting with {model}", quiet) as bar:
+        print(f"hwaga: {painter.load_lora(file, scale=scale)}", file=sys.stderr)
+    with Progress(f"painting with {model}", quiet) as bar, _no_word_lost(strict):
         images = painter.sample(**given, callback=bar.step, progress=False)
     records = [_kept(provenance.of(picture), loaded) for picture in images]
     if painted_before is not None:
         images, records = _only(painted_before, from_, images, records)
     files = provenance.save_images(images, out, records if all(records) else None)  # type: ignore[arg-type]
     print(files[0] if len(files) == 1 else f"{out} ({len(files)} pictures)")
+
+
+@contextmanager
+def _no_word_lost(strict: bool) -> Iterator[None]:
+    """Inside, with `strict`, a prompt that would be cut off is bad input and not a note."""
+    if not strict:
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", LostWords)
+        try:
+            yield
+        except LostWords as lost:
+            raise InputError(f"{lost} (--strict)") from None
 
 
 def _again(

@@ -93,6 +93,65 @@ MEANINGS = {
         "codes_perplexity",
         "perplexity",
     ),
+    "retrieval": Meaning(
+        "retrieval",
+        "higher is better",
+        "high",
+        "Share of the paintings that are nearer to the words they were asked for than to 49 others'; of words of the "
+        "training pictures.",
+        "retrieval_real",
+        "real pictures",
+    ),
+    "retrieval_over_real": Meaning(
+        "… over real", "1 is real", "high", "The same over the share of the real pictures of these words."
+    ),
+    "retrieval_combinations": Meaning(
+        "retrieval, combined",
+        "higher is better",
+        "high",
+        "The same of combinations (a thing in a skin tone, or a gender) that were never trained on.",
+        "retrieval_combinations_real",
+        "real pictures",
+    ),
+    "retrieval_combinations_over_real": Meaning(
+        "… over real", "1 is real", "high", "The same over the real pictures'."
+    ),
+    "clip_score": Meaning(
+        "CLIP score",
+        "higher is better",
+        "high",
+        "Likeness of paintings and the words they were asked for, from 0 to 100, to a network that judges.",
+        "clip_score_real",
+        "real pictures",
+    ),
+    "clip_score_combinations": Meaning(
+        "CLIP score, comb.",
+        "higher is better",
+        "high",
+        "The same of combinations that were never trained on.",
+        "clip_score_combinations_real",
+        "real pictures",
+    ),
+    **{
+        f"{way}_{k}{end}": Meaning(
+            f"{said}, first {k}{told}",
+            "higher is better",
+            "high",
+            f"How often the right one is among the first {k} of all concepts{' that are combinations' if end else ''}.",
+        )
+        for end, told in (("", ""), ("_combinations", ", comb."))
+        for way, said in (("picture_to_text", "words"), ("text_to_picture", "picture"))
+        for k in (1, 5, 10)
+    },
+    "control": Meaning(
+        "control followed",
+        "higher is better, 1 is all",
+        "high",
+        "How much of a control map is found again in the painting: 0 as in a painting of another's map, 1 as in the real picture "
+        "after the autoencoder.",
+        "control_ceiling",
+        "the most that can be",
+    ),
     "seconds_a_picture": Meaning("seconds a picture", "lower is faster", "", "What painting one takes."),
 }
 
@@ -163,10 +222,14 @@ def lines(one: Scores) -> list[str]:
             told = " ".join(part for part in (cell.value, cell.interval, cell.beside and f"({cell.beside})") if part)
             found.append(f"{meaning.title:<20} {told:<28} {meaning.direction}")
     card = one.card
-    reference, features = card.get("reference", {}), card.get("features", {})
+    reference, judges = card.get("reference", {}), []
+    if "features" in card:
+        judges.append(f"the features {card['features'].get('name')}")
+    if "clip" in card:
+        judges.append(f"the CLIP {card['clip'].get('name')}")
     found.append(
         f"{'measured':<20} {card.get('n')} pictures, seed {card.get('seed')}, against {reference.get('n')} of "
-        f"{reference.get('source')} ({reference.get('split')}), by the features {features.get('name')}"
+        f"{reference.get('source')} ({reference.get('split')})" + (f", by {' and '.join(judges)}" if judges else "")
     )
     return found + [f"{'note':<20} {sentence}" for sentence in one.notes]
 

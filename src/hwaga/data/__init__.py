@@ -11,10 +11,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import InputError, unknown
+from .buckets import Bucketed, bucketed
 from .config import SPLITS, DataConfig
 from .dataset import Dataset, LeftOut, Progress
 from .edits import EditPair, edit_pairs, edit_pixels
 from .order import Order
+from .prior import Joined
 
 SOURCES = {  # name -> the splits that it has
     "openmoji": ("train", "held-out", "combinations", "all"),
@@ -26,13 +28,16 @@ SOURCES = {  # name -> the splits that it has
 GIVE = "give openmoji, digits, a folder of pictures, tar shards (x-{000..012}.tar) or hf:NAME"
 
 __all__ = [
+    "Bucketed",
     "DataConfig",
     "Dataset",
     "EditPair",
+    "Joined",
     "LeftOut",
     "Order",
     "Progress",
     "SOURCES",
+    "bucketed",
     "edit_pairs",
     "edit_pixels",
     "open_data",

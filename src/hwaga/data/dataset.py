@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,8 +11,9 @@ import numpy as np
 
 from ..errors import InputError
 from .augment import augment, centre, mirrored
-from .cache import digest
+from .cache import Entry, digest
 from .config import DataConfig
+from .wording import one_of, shuffled
 
 if TYPE_CHECKING:
     from ..interfaces import Batch
@@ -36,6 +37,20 @@ class Beside(NamedTuple):
     mirrored: np.ndarray | None  # the same of mirrored pictures, where training mirrors some
 
 
+EXTRAS = ("line_art",)
+"""What a source may have beside a picture, for each batch's `extra`: the lines of a drawing, black on white, (n, 3, h, w) in
+[0, 1]."""
+
+
+class Originals(NamedTuple):
+    """The pictures of a set as their source has them."""
+
+    shapes: list[tuple[int, int]]  # (height, width) of each
+    read: Callable[
+        [tuple[str, ...], tuple[int, int], Progress | None], Entry
+    ]  # those of these names at another size, packed
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """n pictures of one split. Of the source: `found` = `used` + len(`left_out`); `used` counts all splits."""
@@ -55,9 +70,14 @@ class Dataset:
     store: np.ndarray = field(repr=False)  # (m, 3, H, W) uint8: the source's pictures, mapped
     rows: np.ndarray = field(repr=False)  # (n,) int64: which of them are ours
     stored: str = field(repr=False)  # hash of the store and its facts
+    wordings: list[tuple[str, ...]] | None = field(
+        default=None, repr=False
+    )  # all captions of each, where some have several
+    originals: Originals | None = field(default=None, repr=False)  # where a source has pictures of several shapes
     facts: dict[str, Any] = field(default_factory=dict, repr=False)  # what else a summary tells
     lines: Callable[[], np.ndarray] | None = field(default=None, repr=False)  # opens the line art, rows as `store`
     beside: Mapping[str, Beside] = field(default_factory=dict, repr=False)  # given with each batch by name, in `extra`
+    extras: tuple[str, ...] = ()  # of EXTRAS: what of the source's own comes with each batch as well
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -85,7 +105,28 @@ class Dataset:
         labels = None if self.labels is None else self.labels.tolist()
         beside = [[name, held.key] for name, held in sorted(self.beside.items())]
         seen = [1, self.stored, self.rows.tolist(), self.names, labels, self.classes, self.captions, prepared]
-        return digest([*seen, beside] if beside else seen)
+        read = [self.wordings, config.caption_keep if config.caption_shuffle else None]
+        more: list[Any] = [beside] if beside else []
+        more += [read] if any(r is not None for r in read) else []
+        return digest([*seen, *more, *([self.extras] if self.extras else [])])
+
+    def with_extras(self, names: tuple[str, ...]) -> Dataset:
+        """The same pictures, with what the source has beside them in each batch. InputError where it has none of a name."""
+        for name in names:
+            if name not in EXTRAS:
+                raise ValueError(f"{name}: a source may have {', '.join(EXTRAS)} beside its pictures")
+            if self.lines is None:
+                raise InputError(
+                    f"line art of {self.config.source!r}: only the source openmoji has it; take a control kind that is made "
+                    "from pictures, such as model.control.kind=canny"
+                )
+        return replace(self, extras=names) if names != self.extras else self
+
+    @cached_property
+    def every_caption(self) -> list[str]:
+        """All captions that training may read, each once, in order; empty without captions."""
+        read = [(text,) for text in self.captions or ()] if self.wordings is None else self.wordings
+        return list(dict.fromkeys(text for texts in read for text in texts))
 
     @cached_property
     def places(self) -> dict[str, int]:
@@ -146,9 +187,25 @@ class Dataset:
             image=torch.from_numpy(image),
             index=torch.from_numpy(at.copy()),
             label=None if self.labels is None else torch.from_numpy(self.labels[at]),
-            caption=None if self.captions is None else [self.captions[i] for i in at],
-            extra={name: torch.from_numpy(self._beside(held, at, epochs)) for name, held in self.beside.items()},
+            caption=self.said(at, epochs),
+            cluster=torch.from_numpy(self.clusters[at]),
+            extra={
+                **{name: torch.from_numpy(self._beside(held, at, epochs)) for name, held in self.beside.items()},
+                **{name: torch.from_numpy(self.line_art(at, epochs)).float() / 255 for name in self.extras},
+            },
         )
+
+    def said(self, indices: Sequence[int] | np.ndarray, epochs: np.ndarray | None = None) -> list[str] | None:
+        """The caption of each picture; with `epochs` one of its wordings as that epoch reads it. None without captions."""
+        at, config = self._at(indices), self.config
+        if self.captions is None:
+            return None
+        several = [(self.captions[i],) if self.wordings is None else self.wordings[i] for i in at]
+        if epochs is None:
+            return [self.captions[i] for i in at]
+        epochs = np.broadcast_to(np.asarray(epochs, dtype=np.int64), at.shape)
+        chosen = one_of(several, config.seed, epochs, at)
+        return shuffled(chosen, config.caption_keep, config.seed, epochs, at) if config.caption_shuffle else chosen
 
     def _beside(self, held: Beside, at: np.ndarray, epochs: np.ndarray | None) -> np.ndarray:
         values = np.array(held.values[self.rows[at]])

@@ -16,6 +16,7 @@ from .config import DataConfig
 from .dataset import Dataset, Progress
 from .pictures import fit
 from .splits import held_out
+from .wording import several
 
 LICENCE = "CC BY 4.0"
 ATTRIBUTION = (
@@ -35,8 +36,9 @@ def open_digits(config: DataConfig, split: str, progress: Progress | None = None
 
     Clusters are equal pictures only: that two digits of one kind are alike is the nature of this data.
     """
-    if config.language not in WORDS:
-        raise unknown("data.language", config.language, WORDS)
+    for language in config.languages:
+        if language not in WORDS:
+            raise unknown("data.language", language, WORDS)
     key = {
         "version": _VERSION,
         "scikit-learn": version("scikit-learn"),
@@ -63,7 +65,9 @@ def open_digits(config: DataConfig, split: str, progress: Progress | None = None
     names = [f"digit-{i:04d}" for i in range(len(every))]
     held = held_out(clusters, names, HELD_OUT, [str(label) for label in every])
     rows = np.flatnonzero({"train": ~held, "held-out": held, "all": np.ones(len(every), bool)}[split])
-    phrase, numbers = WORDS[config.language]
+    told = [
+        [phrase.format(numbers[every[i]]) for i in rows] for phrase, numbers in map(WORDS.__getitem__, config.languages)
+    ]
     unlabelled = config.label == "none"
     return Dataset(
         config=config,
@@ -71,7 +75,8 @@ def open_digits(config: DataConfig, split: str, progress: Progress | None = None
         names=[names[i] for i in rows],
         labels=None if unlabelled else every[rows],
         classes=() if unlabelled else tuple("0123456789"),
-        captions=[phrase.format(numbers[every[i]]) for i in rows],
+        captions=told[0],
+        wordings=several(zip(*told, strict=True)),
         clusters=clusters[rows],
         found=len(every),
         left_out=[],

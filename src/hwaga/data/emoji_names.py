@@ -108,6 +108,15 @@ def captions(codes: list[str], language: str) -> tuple[list[str], int]:
     return list(found), missing
 
 
+def other_names(codes: list[str]) -> list[tuple[str, ...]]:
+    """What else emoji are called in English ("+1" and "thumbsup"), in words; for most there is nothing."""
+    import emoji
+
+    official = _official()
+    entries = (emoji.EMOJI_DATA[official[plain(code)]] for code in codes)
+    return [tuple(_words(name) for name in entry.get("alias", ()) if name.strip(":_ ")) for entry in entries]
+
+
 @lru_cache(maxsize=1)
 def _groups() -> tuple[dict[str, tuple[str, str]], dict[str, tuple[str, str]]]:
     """(by characters, by English name without skin tones): group and subgroup."""

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, unknown
 from . import emoji_names
 from .cache import Entry, Writer, cached
 from .clusters import LEVELS, connected, near_pairs, thumbnails
@@ -28,6 +28,7 @@ from .dataset import Dataset, LeftOut, Progress
 from .rasterize import VERSION, Fit, line_only, rasterize
 from .splits import held_out, stable
 from .variants import Variant, variants
+from .wording import several
 
 LICENCE = "CC BY-SA 4.0"
 ATTRIBUTION = (
@@ -169,10 +170,10 @@ def _catalogue(progress: Progress | None) -> Entry:
 
 def open_openmoji(config: DataConfig, split: str, progress: Progress | None = None) -> Dataset:
     """The pictures of `split` at the config's size. InputError for a language that there are no names in."""
-    if config.language not in (known := emoji_names.languages()):
-        from ..errors import unknown
-
-        raise unknown("data.language", config.language, known)
+    known = emoji_names.languages()
+    for language in config.languages:
+        if language not in known:
+            raise unknown("data.language", language, known)
     catalogue = _catalogue(progress).facts
     raster = _raster(config.stored, config.resize, False, progress)
     of_split = np.array(catalogue["splits"])
@@ -181,7 +182,9 @@ def open_openmoji(config: DataConfig, split: str, progress: Progress | None = No
     all_codes = [raster.facts["codes"][row] for row in rows]
     names = [code for code, ours in zip(all_codes, mine, strict=True) if ours]
     labels, classes = _labels(all_codes, config.label or "subgroup")
-    captions, english = emoji_names.captions(names, config.language)
+    told = [emoji_names.captions(names, language) for language in config.languages]
+    captions, english = told[0]
+    others = [emoji_names.other_names(names)] if config.wordings == "all" else []
     left_out = [LeftOut(code, "no official name") for code in raster.facts["unnamed"]]
     left_out += [
         LeftOut(code, f"the same drawing as {of}") for code, of in raster.facts["copies"] + catalogue["copies"]
@@ -194,6 +197,7 @@ def open_openmoji(config: DataConfig, split: str, progress: Progress | None = No
         labels=None if labels is None else labels[mine],
         classes=classes,
         captions=captions,
+        wordings=several(zip(*(texts for texts, _ in told), strict=True), *others),
         clusters=clusters[mine],
         found=len(rows) + len(left_out),
         left_out=left_out,
@@ -205,7 +209,7 @@ def open_openmoji(config: DataConfig, split: str, progress: Progress | None = No
         stored=raster.sha256,
         facts={
             "packages": _packages(),
-            "language": config.language,
+            "language": ", ".join(config.languages),
             "captions in English for want of a name": english,
             "copies": len(raster.facts["copies"]) + len(catalogue["copies"]),
             "concepts": catalogue["concepts"],

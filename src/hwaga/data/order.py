@@ -14,8 +14,8 @@ import numpy as np
 from ..errors import InputError
 
 
-@lru_cache(maxsize=4)
-def _permutation(length: int, seed: int, epoch: int) -> np.ndarray:
+@lru_cache(maxsize=64)
+def permutation(length: int, seed: int, epoch: int) -> np.ndarray:
     """The order of epoch `epoch`. Raw bits of PCG64, sorted: numpy promises these bits for all versions, while the
     methods of its Generator may change. Stable sorting settles ties."""
     bits = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(length)
@@ -45,5 +45,5 @@ class Order:
         indices = np.empty_like(samples)
         for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
             here = epochs == epoch
-            indices[here] = _permutation(self.length, self.seed, epoch)[samples[here] % self.length]
+            indices[here] = permutation(self.length, self.seed, epoch)[samples[here] % self.length]
         return indices, epochs

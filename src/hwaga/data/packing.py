@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -21,7 +22,7 @@ from .cache import Entry, Writer, cached
 from .captions import Said
 from .clusters import LEVELS, connected, near_pairs, spread, thumbnails
 from .config import DataConfig
-from .dataset import Dataset, LeftOut, Progress
+from .dataset import Dataset, LeftOut, Originals, Progress
 from .pictures import Unusable, quiet, read
 from .splits import held_out
 
@@ -154,6 +155,9 @@ def packed(
         store=entry.pixels,
         rows=rows,
         stored=entry.sha256,
+        originals=Originals(
+            [(s[0], s[1]) for i in rows for s in [facts["sizes"][i]]], partial(_again, found, config, entry)
+        ),
         facts={
             "source sizes": _sizes(facts["sizes"]),
             "without a caption": sum(not caption for caption in captions) if any(captions) else 0,
@@ -162,6 +166,24 @@ def packed(
             "near": facts["near"],
         },
     )
+
+
+def _again(
+    found: Candidates, config: DataConfig, entry: Entry, names: tuple[str, ...], shape: tuple[int, int],
+    progress: Progress | None = None,
+) -> Entry:  # fmt: skip
+    """Pictures that were packed already, at another size."""
+    key = {"version": VERSION, "of": entry.sha256, "names": list(names), "shape": list(shape), "resize": config.resize}
+
+    def build(folder: Path) -> dict[str, Any]:
+        with Writer(folder / "pixels.npy", (3, *shape)) as writer, quiet():
+            for done, name in enumerate(names):
+                writer.append(read(found.open(name), shape, config.resize)[0][None])
+                if progress is not None and done % 32 == 0:
+                    progress(done, len(names), f"reading pictures of {shape[0]} x {shape[1]}")
+        return {"names": list(names)}
+
+    return cached("bucket", key, build)
 
 
 def _classes(names: Sequence[str], given: Sequence[str | None], label: str | None) -> list[str] | None:

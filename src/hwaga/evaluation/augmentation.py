@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from pydantic import BaseModel, Field
 from torch import Tensor
 
+from ..layers.warp import affine, colour_matrix, on_white
+
 KINDS = ("none", "blur", "noise", "colour", "pieces", "blend", "warp")
 
 
@@ -55,11 +57,6 @@ def _wide(value: Tensor) -> Tensor:
     return value[:, None, None, None]
 
 
-def _sampled(image: Tensor, grid: Tensor) -> Tensor:
-    """The picture at the places of the grid; outside of it all is white (1)."""
-    return 1 + F.grid_sample(image - 1, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-
-
 def moved(image: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
     """Shifted and mirrored pictures, a share of them scaled and turned too; what enters from outside is white."""
     n, side = len(image), image.shape[-1]
@@ -69,23 +66,13 @@ def moved(image: Tensor, how: Augmentation, generator: torch.Generator) -> Tenso
     mirror = torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0) if how.flip else torch.ones(n)
     move = _uniform(2 * n, -1, 1, generator).view(2, n) * 2 * how.shift
     move = torch.where(smooth > 0, move, (move * side / 2).round() * 2 / side)
-    cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
-    theta = torch.stack([cos * mirror, -sin, move[0], sin * mirror, cos, move[1]], dim=1).view(n, 2, 3)
-    return _sampled(image, F.affine_grid(theta, list(image.shape), align_corners=False))
-
-
-def _colour_matrix(saturation: Tensor, hue: Tensor) -> Tensor:
-    """(n, 3, 3): saturation about grey, hue as a rotation about the grey axis (in circles)."""
-    grey = torch.full((3, 3), 1 / 3)
-    cross = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3)
-    cos, sin = torch.cos(2 * math.pi * hue)[:, None, None], torch.sin(2 * math.pi * hue)[:, None, None]
-    return grey + saturation[:, None, None] * (cos * (torch.eye(3) - grey) + sin * cross)
+    return affine(image, angle, zoom, move, mirror)
 
 
 def coloured(image: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
     """Slightly other colours, light and grain, as drawings of one thing may have."""
     n = len(image)
-    matrix = _colour_matrix(
+    matrix = colour_matrix(
         1 + _uniform(n, -1, 1, generator) * how.saturation, _uniform(n, -1, 1, generator) * how.hue
     ) * (1 + _uniform(n, -1, 1, generator)[:, None, None] * how.contrast)
     light = _uniform(n, -1, 1, generator) * 2 * how.brightness
@@ -117,7 +104,7 @@ def damage(image: Tensor, target: Tensor, share: float, generator: torch.Generat
             fade = torch.rand(len(at), generator=generator) < 0.5
             saturation = torch.where(fade, 0.7 * (1 - a), torch.ones_like(a))
             hue = torch.where(fade, torch.zeros_like(a), 0.08 + 0.84 * a)
-            result[at] = torch.einsum("nij,njhw->nihw", _colour_matrix(saturation, hue), x)
+            result[at] = torch.einsum("nij,njhw->nihw", colour_matrix(saturation, hue), x)
         elif name == "pieces":
             mask = _halves(len(at), image.shape[-1], generator)
             result[at] = mask * x + (1 - mask) * mate[at]
@@ -156,4 +143,4 @@ def _warped(image: Tensor, amplitude: Tensor, generator: torch.Generator) -> Ten
     field = torch.randn(n, 2, 5, 5, generator=generator)
     field = F.interpolate(field, (side, side), mode="bicubic", align_corners=True)
     plain = F.affine_grid(torch.eye(2, 3).expand(n, 2, 3), list(image.shape), align_corners=False)
-    return _sampled(image, plain + (_wide(amplitude) * field).permute(0, 2, 3, 1))
+    return on_white(image, plain + (_wide(amplitude) * field).permute(0, 2, 3, 1))

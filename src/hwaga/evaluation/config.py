@@ -6,7 +6,10 @@ import difflib
 
 from pydantic import BaseModel, Field, field_validator
 
-METRICS = ("fid", "kid", "prdc", "inception_score", "sharpness", "memorisation", "bits", "codes")
+METRICS = (
+    "fid", "kid", "prdc", "inception_score", "sharpness", "memorisation", "bits", "codes", "retrieval", "clip_score",
+    "control",
+)  # fmt: skip
 """What `evaluate` can measure; `fid` brings its floor and the ratio of both where training pictures are given."""
 
 

@@ -54,7 +54,8 @@ def evaluate(
     training   what the painter learned from: makes the floor of `fid`, and is needed by `memorisation`
     features   see `load_features`; None: the shipped ones, made for emoji (a warning on other data)
     n          pictures that are measured, drawn by `seed` where there are more; None: all
-    metrics    of fid, kid, prdc, inception_score, sharpness, memorisation; `bits` and `codes` are the painter's own to measure
+    metrics    of fid, kid, prdc, inception_score, sharpness, memorisation; `bits` and `codes` are the
+               painter's own to measure, `retrieval` and `clip_score` those of what it was asked for (see measuring.py)
     settings   what the card is to say of the painting: sampler, steps, guidance_scale, model, seconds_a_picture ...
     k          neighbours of `prdc`
     resamples  for the intervals of fid and memorisation; None: 500, fewer where features have many dimensions; 0: none

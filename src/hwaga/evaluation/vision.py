@@ -120,17 +120,13 @@ def load_vision(folder: Path, device: str = "cpu") -> Features:
     if not preparation.is_file():
         raise InputError(f"{preparation} is missing: it says how the encoder takes pictures")
     prepare = read_preparation(preparation)
-    weights = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".bin") and p.is_file())
-    if any(name.endswith(".safetensors") for name in weights):
-        weights = [name for name in weights if name.endswith(".safetensors")]
-    if not weights:
-        raise InputError(f"{folder} has no weights (model.safetensors)")
-    model, untrained = _open(folder)
+    weights = weight_files(folder)
+    model, untrained = _encoder(folder)
     model = model.to(device=device, dtype=torch.float32).eval().requires_grad_(False)
-    pooled = _pooling(model, untrained)
+    pooled = pooling(getattr(model, "get_image_features", model), untrained)
 
     def run(images: Tensor) -> tuple[Tensor, None]:
-        return pooled(prepare(images)), None
+        return pooled(pixel_values=prepare(images)), None
 
     side = prepare.crop or prepare.exact or (prepare.shortest or 224,) * 2
     try:
@@ -154,8 +150,19 @@ def load_vision(folder: Path, device: str = "cpu") -> Features:
     )
 
 
-def _open(folder: Path) -> tuple[Any, bool]:
-    """The model, from local files, and whether only its pooler has no weights there. Others that lack: InputError."""
+def weight_files(folder: Path) -> list[str]:
+    """Names of the files with weights, safetensors where there are some. InputError where there are none."""
+    weights = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".bin") and p.is_file())
+    safe = [name for name in weights if name.endswith(".safetensors")]
+    if not weights:
+        raise InputError(f"{folder} has no weights (model.safetensors)")
+    return safe or weights
+
+
+def open_model(folder: Path, asked: str = "clip", wanted: str = "a CLIP") -> tuple[Any, list[str]]:
+    """The model of a folder, from local files, in float32, and the names of tensors that its files lack.
+
+    asked, wanted: what a user named the folder for, in the InputError where it holds no model."""
     import torch
     from transformers import AutoModel
     from transformers.utils import logging
@@ -170,14 +177,18 @@ def _open(folder: Path) -> tuple[Any, bool]:
         )
     except Exception as error:  # transformers raises of every kind here; all mean that the folder is not usable
         reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"features={str(folder)!r}: transformers cannot load a vision encoder from it: {reason}"
-        ) from None
+        raise InputError(f"{asked}={str(folder)!r}: transformers cannot load {wanted} from it: {reason}") from None
     finally:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith("text"))
+    return model, sorted(report["missing_keys"])
+
+
+def _encoder(folder: Path) -> tuple[Any, bool]:
+    """The model, and whether only its pooler has no weights there. Others that lack: InputError."""
+    model, missing = open_model(folder, "features", "a vision encoder")
+    missing = [name for name in missing if not name.startswith("text")]
     if not all(name.startswith("pooler.") for name in missing):
         raise InputError(
             f"{folder}: {len(missing)} tensors of {type(model).__name__} are missing, such as {missing[0]!r}"
@@ -185,18 +196,18 @@ def _open(folder: Path) -> tuple[Any, bool]:
     return model, bool(missing)
 
 
-def _pooling(model: Any, untrained_pooler: bool) -> Any:
-    def pooled(pixels: Tensor) -> Tensor:
-        if hasattr(model, "get_image_features"):
-            output = model.get_image_features(pixel_values=pixels)
-        else:
-            output = model(pixel_values=pixels)
+def pooling(ask: Any, untrained_pooler: bool = False) -> Any:
+    """`ask`, answering with one vector a picture (or text): the embedding, else the pooled output, else the mean of the
+    states; older versions give the embedding itself."""
+
+    def pooled(**given: Any) -> Tensor:
+        output = ask(**given)
         for name in ("image_embeds", "pooler_output"):
             if getattr(output, name, None) is not None and not untrained_pooler:
                 return getattr(output, name).flatten(1)
         if hasattr(output, "last_hidden_state"):
             states = output.last_hidden_state
             return states.mean(dim=(2, 3)) if states.ndim == 4 else states.mean(dim=1)
-        return output  # older versions give the embedding itself
+        return output
 
     return pooled

@@ -10,6 +10,7 @@ does not depend on it.
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -230,6 +231,23 @@ def public_config(network: Any, size: tuple[int, int]) -> dict[str, Any]:
         "sample_size": size[0] if size[0] == size[1] else list(size), "use_quant_conv": config.quant_conv,
         "use_post_quant_conv": config.post_quant_conv, "mid_block_add_attention": config.middle_attention, **told,
     }  # fmt: skip
+
+
+def shiftless(network: Any, layout: Mapping[str, Any]) -> Any:
+    """The same network without a shift of its latents, for pipelines that know a scale alone (Stable Diffusion 1, 2, XL, DiT): it
+    is taken off in the 1 x 1 convolution after the encoder and put back in the one before the decoder. As it is where there is
+    none, where it was loaded so, and where those convolutions are not there."""
+    if layout.get("config") or not bool(network.shift.any()):
+        return network
+    if network.quant_conv is None or network.post_quant_conv is None:
+        return network
+    found = copy.deepcopy(network)
+    shift = found.shift.to(found.quant_conv.bias)
+    with torch.no_grad():
+        found.quant_conv.bias[: len(shift)] -= shift
+        found.post_quant_conv.bias += found.post_quant_conv.weight.flatten(1) @ shift
+        found.shift.zero_()
+    return found
 
 
 def refuse(config: Any) -> None:

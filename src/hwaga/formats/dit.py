@@ -30,10 +30,12 @@ from torch import Tensor, nn
 from ..errors import InputError, first_mistake
 from ..files import write_tensors
 from ..networks.dit import DiTConfig, fixed_positions
-from ..weights.fill import fill
+from ..weights.fill import fill, without_memory
+from ..weights.lora import plain
 from .autoencoder import stored, typed
 from .folders import PublicFolder, write_component
 from .keys import Assembled, Move, Moved, places, taken_apart
+from .lora import Spelled, by_table
 
 
 class Row(NamedTuple):
@@ -111,8 +113,14 @@ def _checked(values: dict[str, Any], where: str) -> DiTConfig:
 
 
 def _names(config: DiTConfig) -> list[str]:
-    with torch.device("meta"):
+    with without_memory():
         return list(config.build().state_dict())
+
+
+def spelled(network: Any, part: str, table: tuple[Moved, ...]) -> Spelled:
+    """{a module's public name: our weight, or the rows of it that are its} by a key table, as files of LoRA name them."""
+    own = [name for name, _ in plain(network).named_parameters()]
+    return by_table(part, network, places(own, table, each=network.config.depth))
 
 
 # --------------------------------------------------------------------------------------------------------------- folders

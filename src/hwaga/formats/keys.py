@@ -10,6 +10,9 @@ closed set of moves. `places` says where each of our tensors is, `Assembled` rea
     join      several public tensors, one below the other, are one of ours (queries, keys and values)
     repeat    the same tensor stands in each of several places (`{each}` counts them)
     negate    the same with the other sign
+    rows      ours is one of several equal parts of a public one, by rows (the way round that `join` is not): a view
+    transpose rows and columns exchanged
+    swap      the two halves of the rows exchanged (a scale before its shift)
 """
 
 from __future__ import annotations
@@ -60,7 +63,7 @@ def rename(tensors: Mapping[str, Value], table: Iterable[Row], back: bool = Fals
 
 # ---------------------------------------------------------------------------------------------------------------- moves
 
-Move = Literal["same", "join", "repeat", "negate"]
+Move = Literal["same", "join", "repeat", "negate", "rows", "transpose", "swap"]
 
 
 class Moved(NamedTuple):
@@ -69,6 +72,7 @@ class Moved(NamedTuple):
     ours: str
     public: tuple[str, ...]
     move: Move = "same"
+    part: tuple[int, int] = (0, 1)  # of `rows`: which of how many
 
 
 class Place(NamedTuple):
@@ -76,6 +80,7 @@ class Place(NamedTuple):
 
     names: tuple[str, ...]
     move: Move
+    part: tuple[int, int] = (0, 1)
 
 
 def places(ours: Iterable[str], table: Iterable[Moved], each: int = 0) -> dict[str, Place]:
@@ -88,7 +93,7 @@ def places(ours: Iterable[str], table: Iterable[Moved], each: int = 0) -> dict[s
                 held = match.groupdict()
                 counts = range(each) if row.move == "repeat" else range(1)
                 names = tuple(goal.format(**held, each=k) for k in counts for goal in row.public)
-                found[name] = Place(names, row.move)
+                found[name] = Place(names, row.move, row.part)
                 break
         else:
             raise ValueError(f"no row of the key table tells of {name!r}")
@@ -114,17 +119,29 @@ class Assembled(Mapping[str, Tensor]):
             raise InputError(f"{file} lacks {_some(missing)}, which its other tensors ask for")
         if foreign := sorted(known.keys() - needed - set(skipped)):
             raise InputError(f"{file} holds {_some(foreign)}, for which this model has no place")
+        kinds: Mapping[str, torch.dtype] | None = getattr(tensors, "dtypes", None)
+        if kinds is not None:
+            self.dtypes = {ours: kinds[place.names[0]] for ours, place in where.items()}
         self.shapes = {}
-        for ours, (names, move) in where.items():
+        for ours, (names, move, part) in where.items():
             first = known[names[0]]
-            rows = sum(known[name][0] for name in names) if move == "join" else 0
-            self.shapes[ours] = (rows, *first[1:]) if move == "join" else first
+            if move == "join":
+                first = (sum(known[name][0] for name in names), *first[1:])
+            elif move == "rows":
+                first = (first[0] // part[1], *first[1:])
+            self.shapes[ours] = first[::-1] if move == "transpose" else first
 
     def __getitem__(self, name: str) -> Tensor:
-        names, move = self._where[name]
+        names, move, part = self._where[name]
         first = self._tensors[names[0]]
         if move == "join":
             return torch.cat([self._tensors[other] for other in names])
+        if move == "rows":
+            return first.chunk(part[1])[part[0]]
+        if move == "transpose":
+            return first.t().contiguous()
+        if move == "swap":
+            return _swapped(first)
         for other in names[1:]:
             if not torch.equal(self._tensors[other], first):
                 raise InputError(f"{self._file}: {other} differs from {names[0]}; in this model they are one tensor")
@@ -140,11 +157,21 @@ class Assembled(Mapping[str, Tensor]):
 def taken_apart(tensors: Mapping[str, Tensor], where: Mapping[str, Place]) -> dict[str, Tensor]:
     """The public tensors of ours: the way back, bit for bit."""
     public: dict[str, Tensor] = {}
-    for ours, (names, move) in where.items():
+    rows: dict[str, dict[int, Tensor]] = {}
+    for ours, (names, move, part) in where.items():
         value = tensors[ours]
-        parts = value.chunk(len(names)) if move == "join" else [-value if move == "negate" else value] * len(names)
+        if move == "rows":
+            rows.setdefault(names[0], {})[part[0]] = value
+            continue
+        value = -value if move == "negate" else value.t() if move == "transpose" else value
+        value = _swapped(value) if move == "swap" else value
+        parts = value.chunk(len(names)) if move == "join" else [value] * len(names)
         public |= dict(zip(names, parts, strict=True))
-    return public
+    return public | {name: torch.cat([parts[k] for k in sorted(parts)]) for name, parts in rows.items()}
+
+
+def _swapped(value: Tensor) -> Tensor:
+    return torch.cat(value.chunk(2)[::-1])
 
 
 def _some(names: list[str]) -> str:

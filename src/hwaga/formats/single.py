@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ..errors import InputError
 from ..weights.mapped import Mapped, read_pickled
-from . import autoencoder, dit, stylegan_pickle, vqgan
+from . import autoencoder, controlnet, dit, ldm, lora, sd3_file, stylegan_pickle, vqgan
 
 Tensors = Mapping[str, Any]
 """Tensors by name, as `weights.mapped` gives them."""
@@ -31,6 +31,10 @@ RULES: list[Rule] = [
     Rule("vqgan", "VQGAN checkpoint (tokenizer and transformer)", vqgan.is_whole),
     Rule("vqgan", "VQGAN checkpoint (tokenizer)", vqgan.is_tokenizer),
     Rule("dit", "DiT or SiT", dit.is_dit),
+    Rule("controlnet", "ControlNet", controlnet.is_alone),
+    Rule("controlnet", "ControlNet with the Stable Diffusion that it controls", controlnet.is_whole),
+    Rule("stable-diffusion", "Stable Diffusion 1, 2 or XL", ldm.is_stable_diffusion),
+    Rule("stable-diffusion-3", "Stable Diffusion 3 or 3.5", sd3_file.is_sd3),
     Rule("vae", "autoencoder of Stable Diffusion or Flux", lambda tensors: autoencoder.prefix_of(tensors) is not None),
 ]
 
@@ -44,10 +48,10 @@ def read(path: Path, weights: str | None = None) -> Tensors:
     if not head:
         raise InputError(f"{path} is empty")
     if len(head) >= 9 and head[8:9] == b"{":
-        return Mapped(path)
+        return ldm.chosen(path, Mapped(path), weights)
     if stylegan_pickle.is_plain_pickle(head):
         return stylegan_pickle.read(path)
-    return read_pickled(path, weights)
+    return ldm.chosen(path, read_pickled(path, weights), weights)
 
 
 def in_release(folder: Path) -> Path | None:
@@ -63,6 +67,14 @@ def recognise(path: Path, tensors: Tensors) -> Rule:
     for rule in RULES:
         if rule.fits(tensors):
             return rule
+    if lora.is_lora(tensors):
+        raise InputError(
+            f"{path} is a LoRA, a change of a model and not one itself: load its base and give it the file, "
+            f"model.load_lora({path.name!r}) or hwaga sample BASE --lora {path.name}"
+        )
+    looks = ldm.looks_like(tensors)
+    if looks is not None:
+        raise InputError(f"{path} looks like {looks}, which this version cannot load as a model")
     names = sorted(tensors)[:3]
     known = ", ".join(rule.kind for rule in RULES) or "none yet"
     raise InputError(

@@ -221,6 +221,11 @@ class _Kept:
         return weight.detach().as_strided((-(-size // step),), (step,))
 
 
+def memory_format(x: Tensor) -> torch.memory_format:
+    """Channels last, but for a derivative that goes along with x, which group norms have for the other form alone."""
+    return torch.channels_last if unpack_dual(x).tangent is None else torch.contiguous_format
+
+
 class Conv2d(nn.Conv2d):
     """`nn.Conv2d` (same arguments, state dict and first weights) that filters minimally where the rule says so.
 

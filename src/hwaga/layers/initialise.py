@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 Weighted = (nn.Linear, nn.modules.conv._ConvNd)
 
@@ -68,8 +71,31 @@ def initialise(
                 part.reset_state(generator)  # type: ignore[operator]
 
 
+class _NoDraws(TorchFunctionMode):
+    """Inside, nothing is drawn for first weights that nobody will see. (To draw a normal one without memory torch imports what
+    takes it a second.)"""
+
+    drawing = frozenset({
+        Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.trunc_normal_, nn.init.kaiming_uniform_,
+        nn.init.kaiming_normal_, nn.init.xavier_uniform_, nn.init.xavier_normal_,
+    })  # fmt: skip
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self.drawing:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Inside, networks are built of shapes alone."""
+    with torch.device("meta"), _NoDraws():
+        yield
+
+
 def build_on(config: object, device: str = "cpu") -> nn.Module:
     """The network of a config with memory but without values: fill it by `initialise` or from a file."""
-    with torch.device("meta"):
+    with without_memory():
         network = config.build()  # type: ignore[attr-defined]
     return network.to_empty(device=device)

@@ -63,11 +63,16 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the height and width: nearest neighbour, then a 3 x 3 convolution."""
+    """Twice the height and width: nearest neighbour, then a 3 x 3 convolution.
+
+    size: (height, width) to come to instead, where the way down rounded an odd one up.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c y x"]:
-        return self.conv(interpolate(x, scale_factor=2.0, mode="nearest"))
+    def forward(self, x: Float[Tensor, "n c h w"], size: tuple[int, int] | None = None) -> Float[Tensor, "n c y x"]:
+        if size is None or size == (2 * x.shape[2], 2 * x.shape[3]):
+            return self.conv(interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv(interpolate(x, size, mode="nearest"))

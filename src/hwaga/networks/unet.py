@@ -24,12 +24,11 @@ import torch
 from jaxtyping import Float, Int
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
-from torch.autograd.forward_ad import unpack_dual
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle, silu
 from torch.utils.checkpoint import checkpoint
 
 from ..layers.attention import PixelAttention
-from ..layers.conv import Conv2d
+from ..layers.conv import Conv2d, memory_format
 from ..layers.embeddings import TimeEmbedding, guidance_wave, sinusoid
 from ..layers.initialise import initialise
 from ..layers.resnet import Downsample, ResnetBlock, Upsample
@@ -210,11 +209,6 @@ class UNet(nn.Module):
         if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(level, j, x, embedding, use_reentrant=False)
         return level(j, x, embedding)
-
-
-def memory_format(x: Tensor) -> torch.memory_format:
-    """Channels last, but for a derivative that goes along with x, which group norms have for the other form alone."""
-    return torch.channels_last if unpack_dual(x).tangent is None else torch.contiguous_format
 
 
 def _block(config: UNetConfig, in_channels: int, out_channels: int, time_width: int) -> ResnetBlock:

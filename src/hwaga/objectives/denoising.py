@@ -56,9 +56,9 @@ def denoising(
     return terms
 
 
-def mean_terms(terms: Mapping[str, Tensor]) -> Terms:
-    """Each term's mean over the batch."""
-    return {name: value.mean() for name, value in terms.items()}
+def mean_terms(terms: Mapping[str, Tensor], weight: Tensor | None = None) -> Terms:
+    """Each term's mean over the batch; weight: (n,) what each picture's is multiplied by before."""
+    return {name: (value if weight is None else value * weight.to(value)).mean() for name, value in terms.items()}
 
 
 def held_out_bins(loss: Callable[[tuple[float, float]], Terms], bins: int = 5) -> dict[str, Tensor]:

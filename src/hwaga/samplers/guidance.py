@@ -30,6 +30,19 @@ def pushed(base: Tensor, towards: Tensor, scale: float, channels: int) -> Tensor
     return torch.cat([guided, towards[:, channels:]], dim=1) if towards.shape[1] > channels else guided
 
 
+def doubled(null: Conditions) -> Callable[[Conditions], Conditions]:
+    """Conditions -> those of both branches, one below the other; made once for the conditions of a call, so that what a network
+    keeps of them (keys and values of a text) serves every step."""
+    made: list[Conditions] = []
+
+    def both(conditions: Conditions) -> Conditions:
+        if not made or made[0] is not conditions:
+            made[:] = [conditions, {name: torch.cat([value, null[name]]) for name, value in conditions.items()}]
+        return made[1]
+
+    return both
+
+
 def classifier_free(null: Conditions, scale: float, channels: int | None = None) -> Guide:
     """raw = uncond + scale (cond - uncond), both branches in one batch; a scale of 1 is `unguided`, of 0 has only the null branch.
 
@@ -40,10 +53,10 @@ def classifier_free(null: Conditions, scale: float, channels: int | None = None)
         return unguided
     if scale == 0:
         return lambda network, x, time, conditions, at: network(x, time, **null)
+    both = doubled(null)
 
     def guide(network: Network, x: Tensor, time: Tensor, conditions: Conditions, at: Point) -> Tensor:
-        both = {name: torch.cat([value, null[name]]) for name, value in conditions.items()}
-        cond, uncond = network(torch.cat([x, x]), torch.cat([time, time]), **both).chunk(2)
+        cond, uncond = network(torch.cat([x, x]), torch.cat([time, time]), **both(conditions)).chunk(2)
         return pushed(uncond, cond, scale, channels or x.shape[1])
 
     return guide
@@ -63,10 +76,10 @@ def rescaled(null: Conditions, scale: float, amount: float, channels: int | None
     `amount` (the paper has 0.7): high scales no longer overexpose."""
     if scale in (0, 1) or amount == 0:
         return classifier_free(null, scale, channels)
+    both = doubled(null)
 
     def guide(network: Network, x: Tensor, time: Tensor, conditions: Conditions, at: Point) -> Tensor:
-        both = {name: torch.cat([value, null[name]]) for name, value in conditions.items()}
-        cond, uncond = network(torch.cat([x, x]), torch.cat([time, time]), **both).chunk(2)
+        cond, uncond = network(torch.cat([x, x]), torch.cat([time, time]), **both(conditions)).chunk(2)
         count = channels or x.shape[1]
         guided, rest = pushed(uncond, cond, scale, count).split([count, cond.shape[1] - count], dim=1)
         axes = tuple(range(1, guided.dim()))

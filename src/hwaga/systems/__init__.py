@@ -22,14 +22,22 @@ ROOMS = {
     "vqgan": ("vqgan", "VQGAN"),
     "stylegan": ("stylegan", "StyleGAN"),
     "dit": ("dit", "DiT"),
+    "stable-diffusion": ("stable_diffusion", "StableDiffusion"),
+    "controlnet": ("controlnet", "ControlNet"),
 }  # name: (module, class)
+PARTS = {"clip": ("clip", "CLIP")}
+"""What is trained by a recipe as the systems are and is a part of them: it paints nothing, and `systems()` leaves it out."""
+
+VARIANTS = {"stable-diffusion-3": ("stable_diffusion_3", "StableDiffusion3")}
+"""Later forms of a system with another network: named in recipes and in models, and listed under the system whose form they are."""
 
 
 def find(name: str) -> type[System]:
     """The class of a system by its name; InputError names those that there are."""
-    if name not in ROOMS:
-        raise unknown("system", name, ROOMS)
-    module, cls = ROOMS[name]
+    known = {**ROOMS, **VARIANTS, **PARTS}
+    if name not in known:
+        raise unknown("system", name, list(known))
+    module, cls = known[name]
     return getattr(importlib.import_module(f".{module}", __name__), cls)
 
 

@@ -14,17 +14,19 @@ import itertools
 import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
-from ..errors import InputError, WorkError, unknown
+from ..conditioning.prompts import Prompt, listed_prompts
+from ..errors import InputError, not_finite, unknown
+from ..files import write_json
 from ..interfaces import Callback, Noise, Point, Precomputed, Stage, Step
 from ..layers.initialise import build_on
 from ..processes import KIND
@@ -32,28 +34,16 @@ from ..provenance import attach, record
 from ..samplers import SAMPLERS
 from ..samplers.noise import from_seed, replayed, stream
 from ..weights.quantised import is_quantised
-from .pictures import read_picture, read_pictures, to_inside, to_pil
+from .about import About as About
+from .labels import class_number, drawn_labels, listed_labels
+from .lora import TakesLora, beside_base
+from .pictures import read_picture, read_pictures, size_of, to_inside, to_pil
 from .sources import kept
 
-INPUTS = ("label", "image", "mask", "strength", "fit_image", "keep_unmasked", "control")  # kept as they were given
+INPUTS = (
+    "label", "image", "mask", "strength", "fit_image", "keep_unmasked", "control", "control_scale", "prompt", "negative_prompt",
+)  # kept as they were given  # fmt: skip
 COMMON = ("n", "size", "seed", "noise", "callback", "output", "progress")  # what every system takes
-
-
-class About(BaseModel):
-    """What a model remembers beside its config: where it comes from and what its numbers mean. Stored in `model.json`."""
-
-    model_config = ConfigDict(extra="allow")
-    size: tuple[int, int] = (32, 32)  # (height, width) in pixels that it was trained at
-    classes: tuple[str, ...] = ()  # names of the labels 0 ... C-1
-    label_counts: tuple[int, ...] = ()  # how often each was trained on
-    data: str | None = None  # source of the training data
-    data_licence: str | None = None
-    attribution: str | None = None
-    trained: dict[str, Any] | None = None  # steps, pictures a step and the recipe's fingerprint
-    components: dict[str, str] = {}  # trained parts taken from shipped models: {"autoencoder": "openmoji/vae-kl"}
-    name: str | None = None  # "openmoji/ddpm", or the path it was loaded from
-    sha256: str | None = None  # over the weights
-    layout: dict[str, Any] = {}  # how the public files that it was loaded from were laid out
 
 
 # ------------------------------------------------------------------------------------------------------------- a call
@@ -84,6 +74,7 @@ class Request:
     guidance_scale: float
     seed: int
     label: Tensor | None  # (n,) int64
+    prompts: tuple[Prompt, ...]  # n, where words are taken
     inputs: Mapping[str, Any]  # prompt, image, mask, ... and the system's own keywords: what was given of them
     recorded: Mapping[str, Tensor]  # draws to replay
     device: torch.device
@@ -111,13 +102,13 @@ class Request:
         for start in range(0, self.total, count):
             chosen = self.pictures[start : start + count]
             label = None if self.label is None else self.label[start : start + count]
-            yield replace(self, pictures=chosen, label=label)
+            yield replace(self, pictures=chosen, label=label, prompts=self.prompts[start : start + count])
 
 
 # ----------------------------------------------------------------------------------------------------------- a system
 
 
-class System:
+class System(TakesLora):
     """Base of the eleven. `networks` maps names to modules; `config` is frozen; `about` is what a model remembers."""
 
     name: ClassVar[str]
@@ -135,6 +126,15 @@ class System:
     may_lack: ClassVar[
         tuple[str, ...]
     ] = ()  # networks that a public file may hold nothing of: `components=` gives them
+    grows: ClassVar[Mapping[str, str]] = {}  # parts that make another system of this one, which has a method `over`
+    paints: ClassVar[bool] = (
+        True  # False: a part of painters, trained and measured as they are, that is asked for no pictures
+    )
+    weighs: ClassVar[bool] = (
+        False  # True: the loss of each picture is multiplied by what a batch's extra["weight"] says
+    )
+    flat: ClassVar[bool] = False  # True: its one network lies in the model's folder itself, as other programs want it
+    size_of_image: ClassVar[bool] = False  # True: a call with image= and no size paints at the picture's own
     Config: ClassVar[type[BaseModel]]
 
     def __init__(self, config: Any, networks: Mapping[str, nn.Module], about: About) -> None:
@@ -155,11 +155,17 @@ class System:
         return config
 
     @classmethod
+    def taught(cls, config: Mapping[str, Any], captions: Sequence[str]) -> dict[str, Any]:
+        """A recipe's `model:` section with what the captions of the training data teach before training: a tokenizer's words."""
+        return dict(config)
+
+    @classmethod
     def with_components(cls, config: Mapping[str, Any], components: Mapping[str, nn.Module]) -> dict[str, Any]:
         """A recipe's `model:` section with the configs of trained networks that it is to use, where it has a field of
         their name."""
         told = {name: part.config for name, part in components.items() if name in cls.Config.model_fields}
-        return {**{name: own.model_dump(mode="json") for name, own in told.items()}, **config}  # type: ignore[union-attr,operator]
+        rest = beside_base(config, components)
+        return {**{name: own.model_dump(mode="json") for name, own in told.items()}, **rest}  # type: ignore[union-attr,operator]
 
     @classmethod
     def check_component(cls, config: Mapping[str, Any], name: str, other: System) -> None:
@@ -169,6 +175,15 @@ class System:
     def check_data(cls, config: Any, size: tuple[int, int]) -> None:
         """Raises InputError where networks of `config` cannot work at (height, width)."""
 
+    def write_beside(self, part: str, folder: Path) -> None:
+        """Writes what stands beside the weights of a network in a saved model: its config.json (which tells people; `load`
+        goes by model.json)."""
+        network = self.networks[part]
+        config = network.config.model_dump(mode="json")  # type: ignore[union-attr,operator]
+        write_json(folder / "config.json", {"network": type(network).__name__, **config})
+        for name, content in getattr(network, "files", {}).items():  # a tokenizer's, say
+            (folder / name).write_bytes(content)
+
     def stages(self) -> list[Stage]:
         """What is trained, in which order, by which objectives."""
         raise NotImplementedError
@@ -176,6 +191,10 @@ class System:
     def precomputed(self) -> Mapping[str, Precomputed]:
         """What of each picture training wants computed once, by the name that it has in a batch's `extra`."""
         return {}
+
+    def data_extras(self) -> tuple[str, ...]:
+        """What training wants of the data's own beside each picture, by its name in a batch's `extra`: `line_art`."""
+        return ()
 
     def defaults(self) -> Defaults:
         """What `None` means for sampler, steps, guidance_scale."""
@@ -196,6 +215,13 @@ class System:
     def how_many(self, n: int, given: Mapping[str, Any]) -> int:
         """How many pictures a call paints: n, unless something given settles it (one for each source picture)."""
         return n
+
+    def told_of(self, request: Request, i: int) -> dict[str, Any]:
+        """What a picture's record says of it alone: its label and its words."""
+        label = None if request.label is None else int(request.label[i])
+        named = self.about.classes[label] if label is not None and label < len(self.about.classes) else None
+        prompt, negative = request.prompts[i] if request.prompts else (None, None)
+        return {"label": label, "label_name": named, "prompt": prompt, "negative_prompt": negative}
 
     @property
     def tells_bits(self) -> bool:
@@ -286,6 +312,19 @@ class System:
             raise InputError(f"components[{part!r}]={source}: its {part} has another config than this model's")
         self.networks[part] = network
 
+    @classmethod
+    def over(cls, base: Any, nets: Mapping[str, nn.Module], layouts: Mapping[str, Any], source: str = "") -> Self:
+        """The system that `base` becomes with networks that it `grows` by; layouts: what their public files looked like."""
+        raise NotImplementedError
+
+    def lends(self, part: str) -> nn.Module | None:
+        """The network that another model may take as its `part`; None where there is none of that name."""
+        return self.networks.get(part)
+
+    def read_part(self, part: str, place: Path, dtype: torch.dtype, device: torch.device) -> bool:
+        """Takes a component that is no model of its own (a tokenizer, a text encoder) from a folder; False where it is none."""
+        return False
+
     def parameters_by_network(self) -> dict[str, int]:
         return {name: sum(p.numel() for p in network.parameters()) for name, network in self.networks.items()}
 
@@ -344,6 +383,8 @@ class System:
         with steps_bar(self.title, len(parts), progress) as advance:
             for part in parts:
                 painted.append(self.paint(watched(part, callback, advance, self.dtype)).float().cpu())
+        if not all(bool(torch.isfinite(part).all()) for part in painted):
+            raise not_finite("in what the decoder gave", self.arithmetic)
         pictures = (torch.cat(painted) / 2 + 0.5).clamp(0, 1)
         if "mask" in whole.inputs and keep_unmasked:
             pictures = kept(pictures, whole.inputs.get("image"), whole.inputs["mask"])
@@ -360,6 +401,10 @@ class System:
         if not isinstance(latents, Tensor):
             raise InputError(f"latents={type(latents).__name__}: a tensor, as encode gives it, is needed")
         return (self.pictures_of(latents.to(self.device)).float().cpu() / 2 + 0.5).clamp(0, 1)
+
+    def blank(self) -> dict[str, Any]:
+        """What a call must name even where it asks for nothing in particular (a control map)."""
+        return {}
 
     def preview(self, n: int, seed: int = 0) -> Float[Tensor, "n 3 h w"]:
         """Pictures of a fixed seed, in [0, 1], for grids while training."""
@@ -387,6 +432,8 @@ class System:
         n, labels, scale = self.how_many(whole_number("n", n, 1), given), None, default.guidance_scale
         if given["label"] is not None:
             labels, n = listed_labels(given["label"], n)
+        prompts = listed_prompts(given["prompt"], given["negative_prompt"], n) if "prompt" in self.takes else ()
+        n = len(prompts) or n
         if given["guidance_scale"] is not None:
             scale = number("guidance_scale", given["guidance_scale"], -1000, 1000)
         walk: dict[str, Any] = {"steps": 0, "sampler": "", "sampler_options": {}}
@@ -403,10 +450,12 @@ class System:
             raise InputError(f"{lost[0]}= given without image=; it says what becomes of the image")
         if size is None and given.get("fit_image") is False:
             size = tuple(read_picture("image", given["image"]).shape[2:])
+        if size is None and self.size_of_image and given["image"] is not None:
+            size = size_of(given["image"], self.factor())
         size = self.about.size if size is None else checked_size(size, self.factor())
         return Request(
             pictures=tuple(range(n)), total=n, size=size, **walk, guidance_scale=scale, seed=seed,
-            label=self._labels(labels, n, seed), recorded=dict(noise or {}), device=self.device,
+            label=self._labels(labels, n, seed), prompts=prompts, recorded=dict(noise or {}), device=self.device,
             inputs={k: v for k, v in given.items() if v is not None and (k in self.own or k in INPUTS)},
         )  # fmt: skip
 
@@ -422,20 +471,20 @@ class System:
 
     def _with_provenance(self, pictures: Tensor, request: Request, given: Mapping[str, Any]) -> list[Any]:
         about, images = self.about, to_pil(pictures)
+        many = len(given["prompt"]) if isinstance(given.get("prompt"), list | tuple) else 1
         settled = {
             "steps": request.steps, "sampler": request.sampler, "sampler_options": dict(request.sampler_options),
             "guidance_scale": request.guidance_scale,
         }  # fmt: skip
         call = {
-            **given, "n": request.total, "size": request.size, "seed": request.seed, "noise": request.recorded or None,
+            **given, "n": request.total // many, "size": request.size, "seed": request.seed,
+            "noise": request.recorded or None,
             **{name: value for name, value in settled.items() if name in self.takes},
         }  # fmt: skip
         for i, image in enumerate(images):
-            label = None if request.label is None else int(request.label[i])
-            named = about.classes[label] if label is not None and label < len(about.classes) else None
             attach(image, record(
                 self.name, about.name or "in memory", call, index=i, size=request.size, model_hash=about.sha256,
-                device=str(request.device), dtype=self.arithmetic, label=label, label_name=named,
+                device=str(request.device), dtype=self.arithmetic, loras=self.loras or None, **self.told_of(request, i),
                 licence=about.data_licence, attribution=about.attribution,
             ))  # fmt: skip
         return images
@@ -451,10 +500,8 @@ def watched(
 
     def callback(step: Step) -> None:
         if not torch.isfinite(step.x).all():
-            raise WorkError(
-                f"non-finite numbers after step {step.index + 1} of {step.total} ({request.sampler}, {dtype}): nothing was "
-                f"painted; try dtype='float32', a lower guidance_scale, or check the weights"
-            )
+            where = f"after step {step.index + 1} of {step.total} of the denoiser, sampler {request.sampler}"
+            raise not_finite(where, str(dtype))
         advance(step.total)
         if user is not None:
             user(step)
@@ -510,55 +557,23 @@ def checked_sampler(sampler: str, options: Any, allowed: Sequence[str]) -> dict[
     return dict(options)
 
 
-def listed_labels(label: Any, n: int) -> tuple[list[Any] | None, int]:
-    """One label a picture and the number of pictures; a list of labels settles it."""
-    if isinstance(label, Tensor):
-        label = label.tolist()
-    if isinstance(label, (list, tuple)):
-        if not label or n not in (1, len(label)):
-            raise InputError(f"n={n} with {len(label)} labels: a list of labels has one a picture; leave n out")
-        return list(label), len(label)
-    return (None if label is None else [label] * n), n
-
-
-def class_number(value: Any, count: int, names: Sequence[str]) -> int:
-    """0 ... count - 1 from a number or a name; of a class with several names ("tench, Tinca tinca") any will do."""
-    if isinstance(value, str) and value in names:
-        return list(names).index(value)
-    if isinstance(value, str) and len(found := [i for i, name in enumerate(names) if value in name.split(", ")]) == 1:
-        return found[0]
-    if isinstance(value, str) and not value.lstrip("-").isdigit() and names:
-        raise unknown("label", value, [one for name in names for one in name.split(", ")])
-    if isinstance(value, bool) or not isinstance(value, (int, str)) or not str(value).isdigit() or int(value) >= count:
-        last = f" ({names[0]} to {names[count - 1]})" if len(names) >= count else ""
-        raise InputError(f"label={value!r}: class numbers run from 0 to {count - 1}{last}")
-    return int(value)
-
-
-def drawn_labels(seed: int, n: int, counts: Sequence[int]) -> Tensor:
-    """Labels (n,) by training frequency, each picture's from its own stream."""
-    edges = torch.tensor(counts, dtype=torch.float64).cumsum(0)
-    draws = torch.stack([torch.rand((), generator=stream(seed, i, "label"), dtype=torch.float64) for i in range(n)])
-    return torch.searchsorted(edges, draws * edges[-1], right=True).clamp(max=len(counts) - 1)
-
-
 def fresh_seed() -> int:
     """A seed for a call that names none; it is in the picture's provenance, so that the call can be repeated."""
     return secrets.randbelow(2**31)
 
 
-@contextmanager
-def steps_bar(title: str, batches: int, shown: bool | Callable[[int, int], None]) -> Iterator[Callable[[int], None]]:
+def steps_bar(
+    title: str, batches: int, shown: bool | Callable[[int, int], None]
+) -> AbstractContextManager[Callable[[int], None]]:
     """Gives `advance(steps of a batch)`, to be called once a step."""
     if callable(shown):
-        done = itertools.count(1)
-        yield lambda total: shown(next(done), total * batches)
-        return
-    if not (shown and sys.stderr.isatty()):
-        yield lambda total: None
-        return
-    with _bar(title, batches) as advance:
-        yield advance
+        return nullcontext(_counted(shown, batches))
+    return _bar(title, batches) if shown and sys.stderr.isatty() else nullcontext(lambda total: None)
+
+
+def _counted(shown: Callable[[int, int], None], batches: int) -> Callable[[int], None]:
+    done = itertools.count(1)
+    return lambda total: shown(next(done), total * batches)
 
 
 @contextmanager

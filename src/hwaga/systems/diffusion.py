@@ -22,6 +22,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..interfaces import Batch, Denoise, Draw, Noise, Objective, Point, Precomputed, Stage, Terms
 from ..layers.attention import middle_attention, passing
+from ..networks.adapter import LoraConfig
 from ..networks.autoencoder import AutoencoderKLConfig
 from ..networks.uncertainty import UncertaintyConfig
 from ..objectives.denoising import denoising, held_out_bins, mean_terms
@@ -36,10 +37,13 @@ from . import latents, students
 from .base import Defaults, Request, System
 from .inversion import OWN, check_inversion, check_inversion_label, inverted, unclipped
 from .likelihoods import bits, told
+from .lora import adapter_of
 from .pictures import to_inside
-from .sources import fitted, read_mask
+from .sources import check_mask, fitted, read_mask
 from .strips import strip
 
+Given = Batch | Request
+"""What conditions are made of: a batch of training, or a call of `sample` (the part of it that is painted at once)."""
 ENDS_BY_TABLE = ("ddim", "pndm", "lcm")  # whose public classes have set_alpha_to_one
 CLIPS = ("ddpm", "ddim", "lcm", "heun")  # whose public classes have clip_sample
 FEW_STEPS = {"lcm": 4}
@@ -103,9 +107,14 @@ class DiffusionConfig(BaseModel, frozen=True, extra="forbid"):
     )
     latents: Literal["sample", "mean"] = Field("sample", description="what training sees of a picture's posterior")
     student: students.StudentConfig | None = Field(None, description="distilled for few steps; null: a plain denoiser")
+    lora: LoraConfig | None = Field(
+        None, description="train small matrices beside a frozen components.network; null: all of it"
+    )
 
     @model_validator(mode="after")
     def _student_fits(self) -> DiffusionConfig:
+        if self.lora is not None and self.uncertainty:
+            raise ValueError("lora with uncertainty=true: the matrices alone are trained; set uncertainty=false")
         students.agrees(self)
         return self
 
@@ -116,11 +125,18 @@ class Diffusion(System):
     process: Process
     stage_names = ("denoising", "distillation")
     trains_with = ("teacher", "uncertainty")
+    weighs = True
     stands_for = {"teacher": "network"}
     takes: ClassVar[tuple[str, ...]] = (
         "label", "steps", "sampler", "sampler_options", "guidance_scale", "image", "mask", "strength", "fit_image",
         "keep_unmasked",
     )  # fmt: skip
+    more_checks: ClassVar[
+        Mapping[str, Callable[[Any, Request, Any], None]]
+    ] = {}  # as CHECKS, of a system's own keywords
+    ways: ClassVar[Mapping[str, Callable[[Any, Request], Tensor]]] = {
+        "strip": strip
+    }  # of painting, by what asks for them
     own: ClassVar[Mapping[str, str]] = {
         "guidance_interval": "two times in [0, 1]: guidance only between them",
         "guidance_rescale": "share in which guided predictions get the deviation of unguided ones (0.7 in the paper)",
@@ -135,11 +151,12 @@ class Diffusion(System):
     def __init__(self, config: Any, networks: Mapping[str, Any], about: Any) -> None:
         super().__init__(config, networks, about)
         self.process = config.process.build()
+        self.attach_lora()
 
     @classmethod
     def check_component(cls, config: Mapping[str, Any], name: str, other: System) -> None:
-        if name == "teacher":
-            students.check_teacher(config.get("process", {}), other)
+        if name == "teacher" or (name == "network" and config.get("lora")):
+            students.check_path(config.get("process", {}), other, name)
 
     @property
     def network(self) -> Any:
@@ -158,6 +175,8 @@ class Diffusion(System):
     def network_configs(cls, config: Any) -> dict[str, Any]:
         beside = {"teacher": config.teacher, "autoencoder": config.autoencoder}
         beside["uncertainty"] = UncertaintyConfig() if config.uncertainty else None
+        if config.lora is not None:
+            beside["lora"] = adapter_of(config.network, config.lora)
         return {"network": config.network, **{name: part for name, part in beside.items() if part is not None}}
 
     # ------------------------------------------------------------------------------------------- what a subclass may say
@@ -181,24 +200,29 @@ class Diffusion(System):
             return batch.image
         return latents.of_batch(self.autoencoder, batch, draw, self.config.latents == "sample")
 
-    def compute(self, x: Tensor, time: Tensor, **conditions: Tensor) -> Tensor:
-        """The network's raw prediction for x (n, c, h, w) and the numbers (n,) that it is fed for the time."""
-        raw = self.network(x.to(next(self.network.parameters()).dtype), time, **conditions)
+    def compute(self, x: Tensor, time: Tensor, beside: Tensor | None = None, **conditions: Tensor) -> Tensor:
+        """The network's raw prediction for x (n, c, h, w) and the numbers (n,) that it is fed for the time. beside: channels
+        that the network is given with x and that are no part of the diffusion, neither noised nor scaled."""
+        seen = x if beside is None else torch.cat([x, beside.to(x)], dim=1)
+        raw = self.network(seen.to(next(self.network.parameters()).dtype), time, **conditions)
         return raw if self.process.config.learns_variance else raw[:, : x.shape[1]]  # SiT has channels that say nothing
 
-    def conditions(self, label: Tensor | None) -> dict[str, Tensor]:
-        """What the network is told beside x and time, by the names of its keywords; each (n, ...)."""
+    def conditions(self, given: Given) -> dict[str, Tensor]:
+        """What the network is told beside x and time, by the names of its keywords; each (n, ...).
+
+        given: a batch of training, or a call of `sample`; either has what a system may want to tell (labels, words).
+        """
         if not self.config.labels:
             return {}
-        if label is None:
+        if given.label is None:
             raise InputError("this model is conditioned on labels, but the data have none")
-        return {"label": label}
+        return {"label": given.label.to(self.device)}
 
-    def null(self, conditions: Conditions) -> dict[str, Tensor]:
+    def null(self, conditions: Conditions, given: Given) -> dict[str, Tensor]:
         """The same conditions for the unconditional branch of guidance."""
         return {name: torch.full_like(value, self.label_count()) for name, value in conditions.items()}
 
-    def hidden(self, conditions: dict[str, Tensor], draw: Draw) -> dict[str, Tensor]:
+    def hidden(self, conditions: dict[str, Tensor], given: Batch, draw: Draw) -> dict[str, Tensor]:
         """Conditions of a training step, hidden now and then so that guidance has its other branch."""
         if not conditions or not self.config.null_label:
             return conditions
@@ -210,20 +234,21 @@ class Diffusion(System):
     def stages(self) -> list[Stage]:
         if self.config.student is not None:
             return [students.stage(self)]
-        names: tuple[str, ...] = ("network", "uncertainty")
+        names: tuple[str, ...] = ("lora",) if self.config.lora else ("network", "uncertainty")
         trained = {name: self.networks[name] for name in names if name in self.networks}
         objective = Objective("denoising", tuple(trained), self.loss)
-        return [Stage("denoising", trained, [objective], ("network",), self.held_out)]
+        return [Stage("denoising", trained, [objective], names[:1], self.held_out)]
 
     def loss(self, batch: Batch, draw: Draw) -> Terms:
         """One step of training: algorithm 1, with conditions hidden now and then."""
-        conditions = self.hidden(self.conditions(batch.label), draw)
+        conditions = self.hidden(self.conditions(batch), batch, draw)
         x0, uncertainty = self.seen(batch, draw), self.networks.get("uncertainty")
-        return mean_terms(denoising(self.compute, self.process, x0, conditions, draw, uncertainty=uncertainty))
+        terms = denoising(self.compute, self.process, x0, conditions, draw, uncertainty=uncertainty)
+        return mean_terms(terms, batch.extra.get("weight"))
 
     def held_out(self, batch: Batch, draw: Draw) -> Mapping[str, Tensor]:
         """The same loss on pictures never trained on, by time."""
-        conditions, x0 = self.conditions(batch.label), self.seen(batch, draw)
+        conditions, x0 = self.conditions(batch), self.seen(batch, draw)
         return held_out_bins(lambda part: denoising(self.compute, self.process, x0, conditions, draw, part))
 
     def precomputed(self) -> Mapping[str, Precomputed]:
@@ -235,15 +260,14 @@ class Diffusion(System):
     # -------------------------------------------------------------------------------------------------------- how it paints
 
     def paint(self, request: Request) -> Tensor:
-        if "strip" in request.inputs:
-            return strip(self, request)
-        return self.outward(self.walked(request, request.source()))
+        way = next((way for name, way in self.ways.items() if name in request.inputs), None)
+        return self.outward(self.walked(request, request.source())) if way is None else way(self, request)
 
     def walked(self, request: Request, noise: Noise) -> Tensor:
         """What was denoised at the end of a call: from pure noise, or from the picture of `image`."""
         grid, denoise = self.grid(request), self.asked(request)
         eps = noise("noise", (len(request), *self.shape(request.size)))
-        if "image" in request.inputs and "strip" not in request.inputs:
+        if "image" in request.inputs and "strip" not in request.inputs and not self.begins_at_noise(request):
             return self._from_picture(denoise, eps, grid, request, noise)
         x = eps * self.process.start_scale(grid[0], self.spaced(request))
         return self.walk(denoise, x, grid, request, noise)
@@ -251,11 +275,11 @@ class Diffusion(System):
     def _from_picture(self, denoise: Denoise, eps: Tensor, grid: list[Point], request: Request, noise: Noise) -> Tensor:
         """The picture of `image` noised as far as `strength` says, and walked back; outside a mask it stays what it is."""
         source = self.source(request)
-        run = int(request.steps * request.inputs.get("strength", 1.0) + 1e-9)
+        run = int(request.steps * self.strength(request) + 1e-9)
         if run == 0:
             return source
         grid = grid[-run - 1 :]
-        if "mask" in request.inputs:
+        if "mask" in request.inputs and not self.told_mask:
             denoise = known_outside(denoise, source, self.mask(request, self.shape(request.size)[-2:]))
         if "inversion" in request.inputs:
             return self.walk(denoise, inverted(self, request, source, grid), grid, unclipped(request), noise)
@@ -282,8 +306,7 @@ class Diffusion(System):
 
     def asked(self, request: Request) -> Denoise:
         """The denoiser of a request."""
-        label = None if request.label is None else request.label.to(request.device)
-        conditions = self.conditions(label)
+        conditions = self.conditions(request)
         if self.config.student is not None:
             return students.asked(self, request, conditions)
         return denoiser(self.compute, self.process, conditions, self.guide(request, conditions))
@@ -293,10 +316,10 @@ class Diffusion(System):
         scale, inputs = request.guidance_scale, request.inputs
         if scale == 1 and not inputs.keys() & {"weak", "attention_scale"}:
             return unguided
-        return self._guided(scale, conditions, inputs)
+        return self._guided(scale, self.null(conditions, request), inputs)
 
-    def _guided(self, scale: float, conditions: Conditions, inputs: Mapping[str, Any]) -> Guide:
-        null, channels = self.null(conditions), inputs.get("guided_channels", self.config.guided_channels)
+    def _guided(self, scale: float, null: Conditions, inputs: Mapping[str, Any]) -> Guide:
+        channels = inputs.get("guided_channels", self.config.guided_channels)
         guide = rescaled(null, scale, inputs.get("guidance_rescale", 0.0), channels) if scale != 1 else unguided
         if scale != 1 and "guidance_interval" in inputs:
             guide = within(guide, *sorted(inputs["guidance_interval"]))
@@ -304,6 +327,26 @@ class Diffusion(System):
             guide = autoguided(inputs["weak"].compute, inputs.get("weak_scale", 2.0), guide)
         layers = middle_attention(self.network)
         return perturbed(lambda: passing(layers), inputs.get("attention_scale", 0.0), guide)
+
+    def strength(self, request: Request) -> float:
+        """How much of the picture of `image` is painted anew, where a call says nothing: all."""
+        return float(request.inputs.get("strength", 1.0))
+
+    def begins_at_noise(self, request: Request) -> bool:
+        """Whether a walk begins at pure noise although there is a picture: where the network is told what to keep of it."""
+        return False
+
+    def of_region(
+        self, request: Request, whole: tuple[int, int], box: tuple[int, int, int, int], size: tuple[int, int]
+    ) -> dict[str, Any]:  # fmt: skip
+        """What else of a call lies on the picture of `image`, of (height, width) `whole`: cut to (top, left, bottom, right) and
+        brought to `size`, for a region that is painted by itself."""
+        return {}
+
+    @property
+    def told_mask(self) -> bool:
+        """Whether the network itself is told a mask, so that nothing need be held outside it."""
+        return False
 
     def source(self, request: Request) -> Tensor:
         """The picture of `image`, as it is denoised, for all pictures of the part."""
@@ -344,6 +387,11 @@ class Diffusion(System):
         codec = self.config.autoencoder
         return self.config.network.factor * (1 if codec is None else codec.factor)
 
+    def largest(self) -> int | None:
+        """The longest side that the network has positions for, in pixels; None where any size has them."""
+        most: int | None = getattr(self.config.network, "largest", None)
+        return None if most is None else self.factor() // self.config.network.factor * most
+
     def samplers(self) -> tuple[str, ...]:
         """Those that the process can do: a path that begins at pure noise has no sigma / alpha there."""
         pure = self.process.point(1.0).alpha <= 0
@@ -360,13 +408,15 @@ class Diffusion(System):
 
     def check(self, request: Request) -> None:
         self._check_options(request)
+        if (most := self.largest()) is not None and max(request.size) > most:
+            raise InputError(f"size={request.size}: this model has positions for up to {most} pixels a side")
         if self.config.autoencoder is not None:
             _ = self.autoencoder  # InputError where a file did not hold one
         if self.config.student is not None:
             students.check(self, request)
         elif request.guidance_scale != 1:
             self.check_guidance(request)
-        for name, check in CHECKS.items():
+        for name, check in {**CHECKS, **self.more_checks}.items():
             if name in request.inputs:
                 check(self, request, request.inputs[name])
 
@@ -466,6 +516,8 @@ def _check_image(system: Diffusion, request: Request, value: Any) -> None:
 
 def _check_mask(system: Diffusion, request: Request, value: Any) -> None:
     read_mask(value, request.size)
+    if "image" in request.inputs:
+        check_mask(value, request.inputs["image"], request.size)
 
 
 def _check_strip(system: Diffusion, request: Request, value: Any) -> None:

@@ -29,8 +29,10 @@ from ..errors import InputError
 from ..files import write_json
 from ..formats import autoencoder as public_autoencoder
 from ..formats import dit as public
+from ..formats import lora as files
 from ..formats import schedulers
 from ..formats.folders import PublicFolder
+from ..formats.lora import Spelled
 from ..networks.autoencoder import AutoencoderKLConfig
 from ..networks.dit import DiTConfig as NetworkConfig
 from ..processes.flow import FlowConfig
@@ -68,6 +70,7 @@ class DiT(Diffusion):
     paper = "Scalable Diffusion Models with Transformers (arXiv:2212.09748)"
     formats = ("diffusers", "single")
     may_lack = ("autoencoder",)
+    lora_lead = "transformer."
     Config = DiTConfig
 
     # ------------------------------------------------------------------------------------------------- what it is made of
@@ -99,20 +102,10 @@ class DiT(Diffusion):
 
     def take(self, part: str, network: Any, source: str) -> None:
         """An autoencoder may have another config than the one before it, where its latents have the same channels."""
-        if part != "autoencoder":
-            return super().take(part, network, source)
-        if self.config.autoencoder is None:
-            raise InputError(f"components['autoencoder']={source}: this model denoises pixels and has no use for one")
-        given, before = getattr(network.config, "latent_channels", 0), self.config.autoencoder
-        if not isinstance(network.config, AutoencoderKLConfig) or given != before.latent_channels:
-            raise InputError(
-                f"components['autoencoder']={source}: its latents have {given} channels, this model denoises "
-                f"{before.latent_channels} of an AutoencoderKL"
-            )
-        size = tuple(side * network.config.factor // before.factor for side in self.about.size)
-        self.about = self.about.model_copy(update={"size": size})
-        self.config = self.config.model_copy(update={"autoencoder": network.config})
-        self.networks["autoencoder"] = network
+        if part == "autoencoder":
+            latents.take(self, network, source)
+        else:
+            super().take(part, network, source)
 
     # ------------------------------------------------------------------------------------------- public folders and files
 
@@ -158,7 +151,10 @@ class DiT(Diffusion):
             return
         codec = folder / "vae"
         codec.mkdir()
-        public_autoencoder.write_folder(codec, self.autoencoder, self.about.size, layout.get("vae") or {})
+        told = layout.get("vae") or {}
+        public_autoencoder.write_folder(
+            codec, public_autoencoder.shiftless(self.autoencoder, told), self.about.size, told
+        )
         write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
         write_json(folder / "model_index.json", layout.get("index") or {
             "_class_name": "DiTPipeline", "id2label": {str(i): name for i, name in enumerate(self.about.classes)},
@@ -188,6 +184,18 @@ class DiT(Diffusion):
         })  # fmt: skip
         size = (found.size[0] * codec.factor, found.size[1] * codec.factor)
         return cls(config, {"network": found.network(dtype, device)}, About(size=size, layout={"file": found.layout}))
+
+    def spellings(self) -> Mapping[str, Sequence[Spelled]]:
+        """A LoRA names the weights as the public folder does, the original file, or this library."""
+        own = super().spellings()["peft"]
+        try:
+            folder, file = (
+                public.spelled(self.network, "network", table) for table in (public.FOLDER, public.ORIGINAL)
+            )
+        except ValueError:  # a network that public layouts have no names for
+            return {"peft": own, "kohya": own}
+        written = [folder, *files.of_others(own)]
+        return {"peft": written, "kohya": written, "original": [file], "own": own}
 
     def to_file(self, path: Path) -> None:
         public.write_file(

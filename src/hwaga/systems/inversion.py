@@ -18,7 +18,8 @@ from ..errors import InputError
 from ..interfaces import Point
 from ..samplers.denoiser import denoiser
 from ..samplers.inversion import EVALUATIONS, invert
-from .base import Request, class_number
+from .base import Request
+from .labels import class_number
 
 if TYPE_CHECKING:
     from .diffusion import Diffusion
@@ -37,7 +38,10 @@ def inverted(system: Diffusion, request: Request, source: Tensor, grid: Sequence
     if "inversion_label" in inputs and label is not None:
         number = class_number(inputs["inversion_label"], system.label_count(), system.about.classes)
         label = torch.full_like(label, number)
-    conditions = system.conditions(None if label is None else label.to(request.device))
+    prompts = request.prompts
+    if "inversion_prompt" in inputs:
+        prompts = tuple(prompt._replace(text=inputs["inversion_prompt"]) for prompt in prompts)
+    conditions = system.conditions(replace(request, label=label, prompts=prompts))
     said = inputs["inversion"]
     return invert(
         denoiser(system.compute, system.process, conditions),
@@ -67,6 +71,13 @@ def check_inversion(system: Diffusion, request: Request, value: Any) -> None:
             raise InputError(
                 f"inversion= with {name}={request.sampler_options[name]!r}: random steps cannot be undone; use 0"
             )
+
+
+def check_inversion_prompt(system: Diffusion, request: Request, value: Any) -> None:
+    if "inversion" not in request.inputs:
+        raise InputError("inversion_prompt= given without inversion=; it says what the picture is, not what is painted")
+    if not isinstance(value, str):
+        raise InputError(f"inversion_prompt={value!r}: text is needed")
 
 
 def check_inversion_label(system: Diffusion, request: Request, value: Any) -> None:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError
-from ..interfaces import Batch, Draw, Precomputed
+from ..interfaces import Batch, Draw, Noise, Precomputed
 from ..networks.autoencoder import AutoencoderKL, AutoencoderKLConfig, Gaussian
 
 MOMENTS = "latent_moments"
@@ -52,6 +52,32 @@ def of_batch(autoencoder: AutoencoderKL, batch: Batch, draw: Draw, sampled: bool
     q = Gaussian(*held.chunk(2, dim=1)) if autoencoder.config.double_z else Gaussian(held)
     z = q.sample(draw.normal("posterior_noise", tuple(q.mean.shape))) if sampled else q.mean
     return autoencoder.scaled(z)
+
+
+def drawn(
+    autoencoder: AutoencoderKL, picture: Float[Tensor, "1 3 h w"], noise: Noise, shape: tuple[int, ...]
+) -> Float[Tensor, "n c y x"]:  # fmt: skip
+    """n latents (`shape`) of one picture in [-1, 1], each sampled of its posterior by the picture's own `posterior_noise`."""
+    q = autoencoder.posterior(picture.to(autoencoder.last_layer.dtype))
+    return autoencoder.scaled(q.sample(noise("posterior_noise", shape)))
+
+
+def take(system: Any, network: Any, source: str) -> None:
+    """Puts another autoencoder in place of a latent system's, which may have another config where its latents have the same
+    channels; InputError where they have not. The trained size in pixels follows."""
+    before = system.config.autoencoder
+    if before is None:
+        raise InputError(f"components['autoencoder']={source}: this model denoises pixels and has no use for one")
+    given = getattr(network.config, "latent_channels", 0)
+    if not isinstance(network.config, AutoencoderKLConfig) or given != before.latent_channels:
+        raise InputError(
+            f"components['autoencoder']={source}: its latents have {given} channels, this model denoises "
+            f"{before.latent_channels} of an AutoencoderKL"
+        )
+    size = tuple(side * network.config.factor // before.factor for side in system.about.size)
+    system.about = system.about.model_copy(update={"size": size})
+    system.config = system.config.model_copy(update={"autoencoder": network.config})
+    system.networks["autoencoder"] = network
 
 
 def check_data(config: AutoencoderKLConfig, patch: int, size: tuple[int, int]) -> None:

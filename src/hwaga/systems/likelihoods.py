@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..interfaces import Batch
 from ..objectives.likelihood import Likelihood, dequantised, likelihood
 from ..objectives.variational import Bound, bound
 from ..processes.gaussian import GaussianDiffusion
@@ -44,7 +45,7 @@ def bits(
         raise InputError(
             "the likelihood of pictures does not follow from this model, which denoises latents or is a student"
         )
-    conditions = system.conditions(None if label is None else label.to(system.device))
+    conditions = system.conditions(Batch(image, torch.arange(len(image)), label))
     denoise = denoiser(system.compute, system.process, conditions)
     noise = from_seed(seed, range(len(image)), system.device)
     x0 = to_inside(image).to(system.device)

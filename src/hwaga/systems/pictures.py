@@ -59,6 +59,15 @@ def read_picture(name: str, given: Any) -> Float[Tensor, "1 3 h w"]:
     raise InputError(f"{name}={type(given).__name__}: a path, a PIL image, an array or a tensor is needed")
 
 
+def size_of(image: Any, factor: int) -> tuple[int, int]:
+    """(height, width) of the picture of `image`, or of the first of several, brought down to multiples of the factor."""
+    first = image[0] if isinstance(image, list | tuple) and image else image
+    height, width = read_picture("image", first).shape[2:]
+    if min(height, width) < factor:
+        raise InputError(f"image= has {height} x {width} pixels; at least {factor} x {factor} are needed")
+    return height // factor * factor, width // factor * factor
+
+
 def read_pictures(name: str, given: Any, factor: int = 1) -> Float[Tensor, "n 3 h w"]:
     """Pictures in [0, 1] of one size, multiples of `factor`: a tensor or array (n, 3, h, w), one picture, or a list of them."""
     if isinstance(given, (np.ndarray, Tensor)) and given.ndim == 4:

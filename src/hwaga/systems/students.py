@@ -87,8 +87,9 @@ StudentConfig = Annotated[
 ]
 
 
-def completed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's `model:` section with what a student's network and sampling follow from its kind."""
+def completed(config: Mapping[str, Any], guided: bool | None = None) -> dict[str, Any]:
+    """A recipe's `model:` section with what a student's network and sampling follow from its kind. guided: whether its teacher
+    can be guided; None: where it has labels and a null label."""
     student = config.get("student")
     if not isinstance(student, Mapping):
         return dict(config)
@@ -104,7 +105,7 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
         if not on_table:
             student.setdefault("timestep_scaling", None)
         scaling = student.get("timestep_scaling", 10.0)
-        if config.get("labels") and config.get("null_label", True):
+        if guided or guided is None and config.get("labels") and config.get("null_label", True):
             network.setdefault("guidance_width", GUIDANCE_WIDTH)
     options: dict[str, Any] = {
         "timestep_scaling": scaling,
@@ -135,17 +136,17 @@ PATH = (
 """Fields of a process that say what a network's answer means: a student's are its teacher's."""
 
 
-def check_teacher(process: Mapping[str, Any], teacher: System) -> None:
-    """InputError where a model denoises on another path than the recipe's."""
-    if getattr(teacher.config, "process", None) is None:
-        raise InputError(f"components.teacher: {teacher.title} denoises nothing; a diffusion or a flow is needed")
+def check_path(process: Mapping[str, Any], other: System, name: str = "teacher") -> None:
+    """InputError where a model, a recipe's component `name`, denoises on another path than the recipe's."""
+    if getattr(other.config, "process", None) is None:
+        raise InputError(f"components.{name}: {other.title} denoises nothing; a diffusion or a flow is needed")
     mine = TypeAdapter(ProcessConfig).validate_python(process).model_dump()
-    theirs = teacher.config.process.model_dump()
-    for name in PATH:
-        if mine.get(name) != theirs.get(name):
+    theirs = other.config.process.model_dump()
+    for key in PATH:
+        if mine.get(key) != theirs.get(key):
             raise InputError(
-                f"components.teacher: its process has {name}={theirs.get(name)!r}, the recipe's {mine.get(name)!r}; set "
-                f"model.process.{name} to the teacher's"
+                f"components.{name}: its process has {key}={theirs.get(key)!r}, the recipe's {mine.get(key)!r}; set "
+                f"model.process.{key} to that of the {name}"
             )
 
 
@@ -182,8 +183,8 @@ def _asking(network: nn.Module) -> Callable[..., Tensor]:
 
 
 def _latent_consistency(system: Diffusion, batch: Batch, draw: Draw, target: Callable[..., Tensor]) -> Terms:
-    student, conditions = system.config.student, system.conditions(batch.label)
-    null = system.null(conditions) if system.config.network.guidance_width else None
+    student, conditions = system.config.student, system.conditions(batch)
+    null = system.null(conditions, batch) if system.config.network.guidance_width else None
     return latent_consistency(
         system.compute, target, _asking(system.networks["teacher"]), system.process, system.seen(batch, draw), conditions,
         null, draw, places=student.places, scales=student.scales, huber=student.huber, scaling=student.timestep_scaling,
@@ -193,7 +194,7 @@ def _latent_consistency(system: Diffusion, batch: Batch, draw: Draw, target: Cal
 
 def _consistency_tuning(system: Diffusion, batch: Batch, draw: Draw) -> Terms:
     student = system.config.student
-    conditions = system.hidden(system.conditions(batch.label), draw)
+    conditions = system.hidden(system.conditions(batch), batch, draw)
     doublings = min(draw.step // student.every, student.doublings)
     return consistency_tuning(
         system.compute, system.process, system.seen(batch, draw), conditions, draw, doublings=doublings, base=student.base,
@@ -202,11 +203,12 @@ def _consistency_tuning(system: Diffusion, batch: Batch, draw: Draw) -> Terms:
 
 
 def _mean_flow(system: Diffusion, batch: Batch, draw: Draw) -> Terms:
-    student, process, told = system.config.student, system.process, system.conditions(batch.label)
+    student, process, told = system.config.student, system.process, system.conditions(batch)
     assert isinstance(process, RectifiedFlow)
-    conditions, null, hidden = system.hidden(told, draw), None, None
+    conditions, null, hidden = system.hidden(told, batch, draw), None, None
     if told and system.config.null_label:
-        null, hidden = system.null(told), conditions["label"] == system.label_count()
+        null = system.null(told, batch)
+        hidden = torch.stack([(conditions[name] != told[name]).reshape(len(batch), -1).any(1) for name in told]).any(0)
     return mean_flow(
         system.compute, process, system.seen(batch, draw), conditions, null, draw, hidden=hidden,
         **student.model_dump(exclude={"kind", "times"}), times=student.times,

@@ -255,7 +255,7 @@ def on(batch: Batch, device: torch.device) -> Batch:
 
     return replace(
         batch, image=move(batch.image), index=move(batch.index), label=move(batch.label),
-        extra={name: move(value) for name, value in batch.extra.items()},
+        extra={name: move(value) for name, value in batch.extra.items()}, cluster=move(batch.cluster),
     )  # fmt: skip
 
 
@@ -347,7 +347,7 @@ def check(stage: Stage, config: TrainingConfig, world: World) -> None:
             f"training.accumulation={config.accumulation} is more than training.batch_size={config.batch_size}: "
             "a part needs a picture"
         )
-    if stage.batch_statistics and config.accumulation > 1:
+    if (stage.batch_statistics or stage.gathers) and config.accumulation > 1:
         raise InputError(
             f"training.accumulation={config.accumulation}: stage {stage.name!r} has a loss over the whole batch, "
             "which cannot be worked off in parts; right would be 1"

@@ -301,7 +301,8 @@ def _as_fake(one: Batch, count: int, mode: FakeTensorMode) -> Batch:
 
     with mode:
         extra = {name: grown(value) for name, value in one.extra.items()}
-        return Batch(grown(one.image), grown(one.index), grown(one.label), grown(one.caption), extra)
+        image, index, label, caption, cluster = map(grown, (one.image, one.index, one.label, one.caption, one.cluster))
+        return Batch(image, index, label, caption, extra, cluster)
 
 
 def _is_fake(tensor: Tensor) -> bool:

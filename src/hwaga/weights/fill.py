@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..layers.initialise import without_memory as without_memory
+from .mapped import page_out
+from .streamed import left_in_file, stream
 
 
 def fill(
@@ -23,7 +26,7 @@ def fill(
     The network is first built without memory and its names and shapes are held against the file's: a config that asks for
     more than the file has is found before anything is allocated. InputError names the tensors that do not fit.
     """
-    with torch.device("meta"):
+    with without_memory():
         network = config.build()
     needed = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     shapes = getattr(tensors, "shapes", None) or {name: tuple(value.shape) for name, value in tensors.items()}
@@ -34,14 +37,23 @@ def fill(
     for name, shape in needed.items():
         if shapes[name] != shape:
             raise InputError(f"{where}: {name} has shape {shapes[name]}, but its config asks for {shape}")
-    exact = precise(network)
+    exact, late = precise(network), left_in_file(network, dtype, device)
+    copied = 0
 
     def placed(name: str) -> Tensor:
+        nonlocal copied
         tensor = tensors[name]
-        kind = None if not tensor.is_floating_point() else torch.float32 if name in exact else dtype
-        return tensor.to(device=device, dtype=kind)
+        kind = None if not tensor.is_floating_point() or name in late else torch.float32 if name in exact else dtype
+        put = tensor.to(device=device, dtype=kind)
+        if put is not tensor:
+            copied += put.numel() * put.element_size()
+            page_out(tensor)  # its copy is what is used
+        return put
 
     network.load_state_dict({name: placed(name) for name in needed}, assign=True)
+    network.private_bytes = copied  # type: ignore[assignment]
+    if late and dtype is not None:
+        stream(network, late, dtype)
     for parameter in network.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     return network

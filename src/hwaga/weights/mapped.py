@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import mmap
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -79,6 +81,10 @@ class Renamed(Mapping[str, Tensor]):
             shapes = {new: known[old] for new, old in self._names.items()}
             held = {name: tuple(value.shape) for name, value in self._more.items()}
             self.shapes = {new: shape[:-2] if new in self._flat else shape for new, shape in shapes.items()} | held
+        kinds: Mapping[str, torch.dtype] | None = getattr(tensors, "dtypes", None)
+        if kinds is not None:
+            of_more = {name: value.dtype for name, value in self._more.items()}
+            self.dtypes = {new: kinds[old] for new, old in self._names.items()} | of_more
 
     def __getitem__(self, name: str) -> Tensor:
         if name in self._more:
@@ -92,6 +98,30 @@ class Renamed(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._names) + len(self._more)
+
+
+PAGEOUT = 21  # of madvise on Linux: what is in the pages stays as it is, and is read again when it is asked for
+LEAST_PAGES = 16  # smaller ones are not worth a call
+_advise: Any = None
+
+
+def page_out(tensor: Tensor) -> None:
+    """Tells the system that a large tensor in memory will not be read soon, so that a mapped file's pages do not add up beside
+    the copies that were made of them. Changes nothing but memory; elsewhere than on Linux it does nothing."""
+    global _advise
+    if not sys.platform.startswith("linux") or tensor.device.type != "cpu":
+        return
+    start, page = tensor.data_ptr(), mmap.PAGESIZE
+    first, last = -(-start // page) * page, (start + tensor.numel() * tensor.element_size()) // page * page
+    if last - first < LEAST_PAGES * page:
+        return
+    if _advise is None:
+        import ctypes
+
+        _advise = getattr(ctypes.CDLL(None), "madvise", None) or (lambda *told: -1)
+        if hasattr(_advise, "argtypes"):
+            _advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    _advise(first, last - first, PAGEOUT)
 
 
 def read_folder(folder: str | Path, stems: tuple[str, ...]) -> Mapped | dict[str, Tensor]:
@@ -179,6 +209,7 @@ def _weights_in(content: Any, file: str | Path, wanted: str | None) -> Checkpoin
     kinds: list[str] = []
     said: dict[str, Any] = {}
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        said = {name: value for name, value in content.items() if isinstance(value, int | float | str)}
         content = content["state_dict"]
     elif isinstance(content, dict) and (isinstance(content.get("ema"), dict) or isinstance(content.get("model"), dict)):
         args = content.get("args")
