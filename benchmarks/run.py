@@ -1,7 +1,7 @@
 """`make bench`, or `python -m benchmarks.run [GROUP ...] [--threads N] [--list]`: rows of ratios to the peers.
 
 Writes results.json (rows measured before stay until they are measured again) and results.md beside this file. Groups:
-convolutions, unet, scores, processes, autoencoder, vq, stylegan, dit, samplers.
+convolutions, unet, scores, processes, autoencoder, vq, stylegan, dit, samplers, stable_diffusion.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from benchmarks import pairing
 from benchmarks.pairing import Row, rate
 
 HERE = Path(__file__).resolve().parent
-GROUPS = ("convolutions", "unet", "scores", "processes", "autoencoder", "vq", "stylegan", "dit", "samplers")
+GROUPS = (
+    "convolutions", "unet", "scores", "processes", "autoencoder", "vq", "stylegan", "dit", "samplers", "stable_diffusion",
+)  # fmt: skip
 
 
 def main() -> None:
