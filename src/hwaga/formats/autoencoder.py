@@ -29,6 +29,7 @@ from ..weights.fill import fill
 from ..weights.mapped import Renamed
 from .folders import PublicFolder, full_config, write_component
 from .keys import Row, renamed
+from .stored import shapes_of
 from .unet2d import OLD_ATTENTION
 
 CLASS = "AutoencoderKL"
@@ -99,7 +100,8 @@ def from_ldm(tensors: Mapping[str, Tensor], prefix: str = "", keep: Iterable[str
     own = [name.removeprefix(prefix) for name in tensors if name.startswith(prefix)] if keep is None else list(keep)
     levels = 1 + max((int(m[1]) for name in own if (m := re.match(r"encoder\.down\.(\d+)\.", name))), default=0)
     names = renamed(own, ldm_rows(levels))
-    flat = [new for old, new in names.items() if _MATRIX.fullmatch(new) and len(_shape(tensors, prefix + old)) == 4]
+    shapes = shapes_of(tensors)
+    flat = [new for old, new in names.items() if _MATRIX.fullmatch(new) and len(shapes[prefix + old]) == 4]
     return Renamed(tensors, {new: prefix + old for old, new in names.items()}, flat)
 
 
@@ -112,27 +114,23 @@ def to_ldm(tensors: Mapping[str, Tensor], levels: int) -> dict[str, Tensor]:
     }
 
 
-def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
-    shapes = getattr(tensors, "shapes", None)
-    return shapes[name] if shapes is not None else tuple(tensors[name].shape)
-
-
 def config_of(tensors: Mapping[str, Tensor], where: str) -> AutoencoderKLConfig:
     """The config that tensors under our names are of, read off their shapes. The number of groups is not in them: 32, or
     what divides all widths, where that is less."""
     count = lambda pattern: len({m[1] for name in tensors if (m := re.match(pattern, name))})  # noqa: E731
+    shapes = shapes_of(tensors)
     try:
         levels = count(r"encoder\.down_blocks\.(\d+)\.")
-        channels = [_shape(tensors, f"encoder.down_blocks.{i}.resnets.0.conv1.weight")[0] for i in range(levels)]
-        latents = _shape(tensors, "decoder.conv_in.weight")[1]
+        channels = [shapes[f"encoder.down_blocks.{i}.resnets.0.conv1.weight"][0] for i in range(levels)]
+        latents = shapes["decoder.conv_in.weight"][1]
         attention = [f"encoder.down_blocks.{i}.attentions.0.to_q.weight" in tensors for i in range(levels)]
         return AutoencoderKLConfig(
             channels=tuple(channels), blocks=count(r"encoder\.down_blocks\.0\.resnets\.(\d+)\."), latent_channels=latents,
-            in_channels=_shape(tensors, "encoder.conv_in.weight")[1], groups=math.gcd(32, *channels),
+            in_channels=shapes["encoder.conv_in.weight"][1], groups=math.gcd(32, *channels),
             attention=tuple(attention) if any(attention) else None,
             middle_attention="encoder.mid_block.attentions.0.to_q.weight" in tensors,
             quant_conv="quant_conv.weight" in tensors, post_quant_conv="post_quant_conv.weight" in tensors,
-            double_z=_shape(tensors, "encoder.conv_out.weight")[0] == 2 * latents,
+            double_z=shapes["encoder.conv_out.weight"][0] == 2 * latents,
         )  # fmt: skip
     except (KeyError, IndexError) as error:
         raise InputError(f"{where} is no whole autoencoder: it lacks {error.args[0]}") from None

@@ -31,6 +31,7 @@ from ..weights.mapped import Renamed
 from .autoencoder import attention_of, block_types, from_ldm, multiple, stored, typed
 from .folders import PublicFolder, full_config, lone_component, write_component
 from .keys import renamed
+from .stored import shapes_of
 from .unet2d import OLD_ATTENTION
 
 CLASS = "VQModel"
@@ -179,7 +180,7 @@ def _whole(settings: Mapping[str, Any], tensors: Mapping[str, Tensor], where: st
     if not permuter.endswith("Identity"):
         raise InputError(f"{yaml_file}: permuter {permuter} cannot be loaded; codes row by row (Identity) can")
     prior = _checked_prior(told, yaml_file)
-    shape = _shape(tensors, "transformer.tok_emb.weight")
+    shape = shapes_of(tensors)["transformer.tok_emb.weight"]
     if shape != (prior.vocabulary, prior.width):
         raise InputError(
             f"{yaml_file} describes a transformer of {prior.vocabulary} tokens and width {prior.width}, but {where} has {shape}: "
@@ -329,8 +330,3 @@ def _checked_prior(told: Mapping[str, Any], where: str) -> GPTConfig:
         raise InputError(f"{where}: the key {error.args[0]} of the transformer is missing") from None
     except ValidationError as error:
         raise InputError(f"{where}: {first_mistake(error)}") from None
-
-
-def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
-    shapes = getattr(tensors, "shapes", None)
-    return shapes[name] if shapes is not None else tuple(tensors[name].shape)

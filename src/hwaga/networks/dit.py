@@ -36,6 +36,7 @@ from ..layers.initialise import initialise, normal, variance_scaling
 from ..layers.patches import Patches, assembled
 from ..layers.positions import positions_2d, sine_cosine_2d
 from ..layers.transformer import MLP, CrossAttention, SwiGLU, TokenAttention, modulated
+from .sizes import named_size
 
 Conditioning = Literal["adaln-zero", "adaln", "cross-attention", "in-context"]
 
@@ -78,12 +79,7 @@ class DiTConfig(BaseModel, frozen=True, extra="forbid"):
     @model_validator(mode="before")
     @classmethod
     def _named_size(cls, value: Any) -> Any:
-        if isinstance(value, dict) and "size" in value:
-            size = value["size"]
-            if size not in SIZES:
-                raise ValueError(f"size={size!r}: one of {', '.join(SIZES)} is needed")
-            return {**SIZES[size], **{k: v for k, v in value.items() if k != "size"}}
-        return value
+        return named_size(value, SIZES)
 
     @model_validator(mode="after")
     def _fits(self) -> DiTConfig:

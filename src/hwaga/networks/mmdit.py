@@ -34,6 +34,7 @@ from ..layers.joint import FeedForward, JointAttention, Told
 from ..layers.patches import Patches, assembled
 from ..layers.positions import sine_cosine_2d
 from ..layers.transformer import modulated
+from .sizes import named_size
 
 EPS = 1e-6  # of every norm
 FREQUENCIES = 256  # numbers of the sinusoid of a time
@@ -74,12 +75,7 @@ class MMDiTConfig(BaseModel, frozen=True, extra="forbid"):
     @model_validator(mode="before")
     @classmethod
     def _named_size(cls, value: Any) -> Any:
-        if isinstance(value, dict) and "size" in value:
-            size = value["size"]
-            if size not in SIZES:
-                raise ValueError(f"size={size!r}: one of {', '.join(SIZES)} is needed")
-            return {**SIZES[size], **{k: v for k, v in value.items() if k != "size"}}
-        return value
+        return named_size(value, SIZES)
 
     @model_validator(mode="after")
     def _fits(self) -> MMDiTConfig:
