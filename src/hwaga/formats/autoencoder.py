@@ -20,16 +20,15 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import InputError, first_mistake
 from ..files import write_tensors
 from ..networks.autoencoder import AutoencoderKLConfig, CodecConfig
-from ..weights.fill import fill
 from ..weights.mapped import Renamed
 from .folders import PublicFolder, full_config, write_component
 from .keys import Row, renamed
-from .stored import shapes_of
+from .stored import Stored, as_stored, dtypes_of, shapes_of
 from .unet2d import OLD_ATTENTION
 
 CLASS = "AutoencoderKL"
@@ -47,17 +46,10 @@ BUFFERS = ("shift", "scale")
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a public folder or file holds."""
+class Found(Stored[AutoencoderKLConfig]):
+    """What a public folder or file holds; shift and scale are among its tensors."""
 
-    config: AutoencoderKLConfig
-    tensors: Mapping[str, Tensor]  # under our names, shift and scale among them
-    where: str
-    size: tuple[int, int]
-    layout: dict[str, Any] = field(default_factory=dict)
-
-    def network(self, dtype: torch.dtype, device: torch.device) -> nn.Module:
-        return fill(self.config, self.tensors, self.where, dtype, device)
+    size: tuple[int, int] = field(kw_only=True)
 
 
 # ------------------------------------------------------------------------------------------------------- original names
@@ -159,9 +151,9 @@ def read_component(folder: PublicFolder, component: str) -> Found:
     side = public.get("sample_size") or DEFAULTS["sample_size"]
     size = (side, side) if isinstance(side, int) else (int(side[0]), int(side[1]))
     layout = {
-        "config": public, "old_attention": any(old != new for old, new in names.items()), "dtype": stored(tensors),
+        "config": public, "old_attention": any(old != new for old, new in names.items()), "dtypes": dtypes_of(tensors),
     }  # fmt: skip
-    return Found(config, ours, str(place), multiple(size, config.factor), layout)
+    return Found(config, ours, str(place), layout, size=multiple(size, config.factor))
 
 
 def network_config(public: Mapping[str, Any], where: str) -> AutoencoderKLConfig:
@@ -268,7 +260,7 @@ def write_folder(folder: Path, network: Any, size: tuple[int, int], layout: Mapp
     if layout.get("old_attention"):
         names = renamed(tensors, OLD_ATTENTION, back=True)
         tensors = {names[name]: value for name, value in tensors.items()}
-    write_component(folder, config, typed(tensors, layout))
+    write_component(folder, config, as_stored(tensors, layout.get("dtypes")))
 
 
 # ----------------------------------------------------------------------------------------------------------- single files
@@ -299,8 +291,8 @@ def read_file(path: Path, tensors: Mapping[str, Tensor]) -> Found:
     config = config_of(ours, str(path))
     shift, scale = scaling(_known(config.latent_channels, prefix), config.latent_channels)
     whole = Renamed(ours, {name: name for name in ours}, more={"shift": shift, "scale": scale})
-    layout = {"prefix": prefix, "original": original, "dtype": stored(tensors)}
-    return Found(config, whole, str(path), multiple((256, 256), config.factor), layout)
+    layout = {"prefix": prefix, "original": original, "dtypes": dtypes_of(tensors)}
+    return Found(config, whole, str(path), layout, size=multiple((256, 256), config.factor))
 
 
 def _known(channels: int, prefix: str) -> dict[str, Any]:
@@ -317,25 +309,12 @@ def write_file(path: Path, network: Any, layout: Mapping[str, Any]) -> None:
     if layout.get("original", True):
         tensors = to_ldm(tensors, len(network.config.channels))
     prefix = layout.get("prefix", "")
-    write_tensors(path, typed({prefix + name: value for name, value in tensors.items()}, layout), {"format": "pt"})
+    named = {prefix + name: value for name, value in tensors.items()}
+    write_tensors(path, as_stored(named, layout.get("dtypes")), {"format": "pt"})
 
 
 def _plain(network: Any) -> dict[str, Tensor]:
     return {name: value for name, value in network.state_dict().items() if name not in BUFFERS}
-
-
-def typed(tensors: dict[str, Tensor], layout: Mapping[str, Any]) -> dict[str, Tensor]:
-    """In the dtype that the files had."""
-    if not layout.get("dtype"):
-        return tensors
-    return {name: value.to(getattr(torch, layout["dtype"])) for name, value in tensors.items()}
-
-
-def stored(tensors: Mapping[str, Tensor]) -> str | None:
-    """The one dtype of all tensors of a file, None where they have several."""
-    dtypes = getattr(tensors, "dtypes", None) or {name: value.dtype for name, value in tensors.items()}
-    kinds = {str(kind).removeprefix("torch.") for kind in dtypes.values()}
-    return kinds.pop() if len(kinds) == 1 else None
 
 
 def multiple(size: tuple[int, int], factor: int) -> tuple[int, int]:

@@ -16,22 +16,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..conditioning.controlnet import ControlNetConfig
 from ..errors import InputError, first_mistake
 from ..files import read_json, write_json, write_tensors
-from ..weights.fill import fill, without_memory
+from ..weights.fill import without_memory
 from ..weights.mapped import Mapped, Renamed
 from . import ldm, text_unet
 from .folders import PublicFolder, full_config, write_component
-from .stored import as_stored, dtypes_of, shapes_of
+from .stored import Stored, as_stored, dtypes_of, shapes_of
 
 CLASS = "ControlNetModel"
 MULTI = "MultiControlNetModel"
@@ -59,17 +57,7 @@ ONLY: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Found:
-    """A ControlNet in a public folder or file."""
-
-    config: ControlNetConfig
-    tensors: Mapping[str, Tensor]  # under our names
-    where: str
-    layout: dict[str, Any] = field(default_factory=dict)
-
-    def network(self, dtype: torch.dtype, device: torch.device) -> nn.Module:
-        return fill(self.config, self.tensors, self.where, dtype, device)
+Found = Stored[ControlNetConfig]
 
 
 # --------------------------------------------------------------------------------------------------------------- folders

@@ -23,19 +23,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import InputError, first_mistake
 from ..files import write_tensors
 from ..networks.dit import DiTConfig, fixed_positions
-from ..weights.fill import fill, without_memory
+from ..weights.fill import without_memory
 from ..weights.lora import plain
-from .autoencoder import stored, typed
 from .folders import PublicFolder, write_component
 from .keys import Assembled, Move, Moved, places, taken_apart
 from .lora import Spelled, by_table
+from .stored import Stored, as_stored, dtypes_of
 
 
 class Row(NamedTuple):
@@ -91,18 +90,11 @@ ONLY: dict[str, tuple[Any, ...]] = {  # fields of which one value is DiT; the ol
 
 
 @dataclass(frozen=True)
-class Found:
+class Found(Stored[DiTConfig]):
     """What a folder or file holds."""
 
-    config: DiTConfig
-    tensors: Mapping[str, Tensor]  # under our names
-    where: str
-    size: tuple[int, int]  # (height, width) of what the network works on
-    layout: dict[str, Any] = field(default_factory=dict)
+    size: tuple[int, int] = field(kw_only=True)  # (height, width) of what the network works on
     flow: bool = False  # a SiT
-
-    def network(self, dtype: torch.dtype, device: torch.device) -> nn.Module:
-        return fill(self.config, self.tensors, self.where, dtype, device)
 
 
 def _checked(values: dict[str, Any], where: str) -> DiTConfig:
@@ -134,7 +126,7 @@ def read_component(folder: PublicFolder, component: str = "transformer") -> Foun
     config = network_config(public, where)
     ours = Assembled(tensors, places(_names(config), FOLDER, each=config.depth), str(place))
     side = int(public.get("sample_size") or DEFAULTS["sample_size"])
-    return Found(config, ours, str(place), (side, side), {"network": public, "dtype": stored(tensors)})
+    return Found(config, ours, str(place), {"network": public, "dtypes": dtypes_of(tensors)}, size=(side, side))
 
 
 def network_config(public: Mapping[str, Any], where: str) -> DiTConfig:
@@ -193,7 +185,7 @@ def write_folder(place: Path, network: Any, size: tuple[int, int], layout: Mappi
     config = layout.get("network") or public_config(network.config, size)
     tensors = network.state_dict()
     where = places(tensors, FOLDER, each=network.config.depth)
-    write_component(place, config, typed(taken_apart(tensors, where), layout))
+    write_component(place, config, as_stored(taken_apart(tensors, where), layout.get("dtypes")))
 
 
 # ----------------------------------------------------------------------------------------------------------------- files
@@ -216,8 +208,8 @@ def read_file(path: Path, tensors: Mapping[str, Tensor]) -> Found:
     ours = Assembled(tensors, where, str(path), known)
     if known:
         _are_fixed(tensors["pos_embed"], config, path)
-    layout = {"original": "sit" if flow else "dit", "dtype": stored(tensors)}
-    return Found(config, ours, str(path), (side, side), layout, flow)
+    layout = {"original": "sit" if flow else "dit", "dtypes": dtypes_of(tensors)}
+    return Found(config, ours, str(path), layout, flow, size=(side, side))
 
 
 def config_of(tensors: Mapping[str, Tensor], where: str) -> tuple[DiTConfig, int]:
@@ -282,4 +274,4 @@ def write_file(path: Path, network: Any, layout: Mapping[str, Any], flow: bool) 
     tensors = network.state_dict()
     public = taken_apart(tensors, places(tensors, SIT if flow else ORIGINAL))
     said = {"format": "pt", **({"path_type": "Linear", "prediction": "velocity"} if flow else {})}
-    write_tensors(path, typed({"pos_embed": fixed_positions(config), **public}, layout), said)
+    write_tensors(path, as_stored({"pos_embed": fixed_positions(config), **public}, layout.get("dtypes")), said)

@@ -36,6 +36,7 @@ from ..weights.lora import Place, plain
 from ..weights.mapped import Renamed
 from . import autoencoder
 from .keys import Moved
+from .stored import dtypes_of
 
 UNET, EMA, CODEC = "model.diffusion_model.", "model_ema.", "first_stage_model."
 SCALES = {"1": 0.18215, "2": 0.18215, "xl": 0.13025}  # of latents, by family
@@ -396,9 +397,9 @@ def codec_of(
     config = from_header(AutoencoderKLConfig, told, where) or autoencoder.config_of(ours, where)
     public = latents if isinstance(latents, dict) else {"scaling_factor": latents}
     shift, scale = autoencoder.scaling(public, config.latent_channels)
-    layout = {"dtype": autoencoder.stored(ours)}
+    layout = {"dtypes": dtypes_of(ours)}
     whole = Renamed(ours, {name: name for name in ours}, more={"shift": shift, "scale": scale})
-    return autoencoder.Found(config, whole, where, (0, 0), layout)
+    return autoencoder.Found(config, whole, where, layout, size=(0, 0))
 
 
 def spelled(network: Any) -> dict[str, Place]:

@@ -110,7 +110,7 @@ def read_file(path: Path, tensors: Mapping[str, Tensor]) -> FileParts:
     scheduler = header.get("scheduler") or _scheduler("lcm" if config.guidance_width else family, said, kind)
     side = 96 if family == "2" and kind == "v" else SIDES[family]
     size = header.get("size") or (side, side)
-    network = text_unet.Found(config, unet, where, (int(size[0]), int(size[1])), {"dtypes": dtypes_of(unet)})
+    network = text_unet.Found(config, unet, where, {"dtypes": dtypes_of(unet)}, (int(size[0]), int(size[1])))
     return FileParts(
         network, codec, encoders, scheduler, {}, use, family=family, zeros_for_empty=header.get("zeros_for_empty")
     )
@@ -221,7 +221,7 @@ def public_tensors(networks: Mapping[str, Any], family: str, layout: Mapping[str
     own = as_stored(unet.state_dict(), (layout.get("unet") or {}).get("dtypes"))
     found = {UNET + old: own[ours] for ours, old in unet_names(own, unet.config).items()}
     plain = {name: value for name, value in codec.state_dict().items() if name not in autoencoder.BUFFERS}
-    plain = autoencoder.typed(plain, layout.get("vae") or {})
+    plain = as_stored(plain, (layout.get("vae") or {}).get("dtypes"))
     found |= {CODEC + name: v for name, v in autoencoder.to_ldm(plain, len(codec.config.channels)).items()}
     for name, encoder in ENCODERS[family].items():
         dtypes = {

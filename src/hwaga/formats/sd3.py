@@ -18,19 +18,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
 
 from ..conditioning.text_encoders import ENCODERS, TOKENIZERS
 from ..errors import InputError, first_mistake
 from ..files import write_json
 from ..networks.mmdit import MMDiTConfig
-from ..weights.fill import fill
 from . import autoencoder, schedulers, text_encoders
 from .folders import PublicFolder, full_config, write_component
 from .stable_diffusion import PENULTIMATE, Use, copy_left_out, left_out_of
-from .stored import as_stored, dtypes_of, shapes_of
+from .stored import Stored, as_stored, dtypes_of, shapes_of
 
 CLASS = "SD3Transformer2DModel"
 PIPELINES = (
@@ -55,17 +52,10 @@ SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timest
 
 
 @dataclass(frozen=True)
-class Found:
+class Found(Stored[MMDiTConfig]):
     """What a public folder or file holds of the transformer."""
 
-    config: MMDiTConfig
-    tensors: Mapping[str, Tensor]  # under our names
-    where: str
-    size: tuple[int, int]  # (height, width) of what the network works on
-    layout: dict[str, Any] = field(default_factory=dict)
-
-    def network(self, dtype: torch.dtype, device: torch.device) -> nn.Module:
-        return fill(self.config, self.tensors, self.where, dtype, device)
+    size: tuple[int, int] = field(kw_only=True)  # (height, width) of what the network works on
 
 
 @dataclass(frozen=True)
@@ -122,7 +112,7 @@ def read_component(folder: PublicFolder, component: str = "transformer") -> Foun
     public, tensors = folder.config(component), folder.tensors(component)
     config = network_config(public, str(place / "config.json"))
     side = int(public.get("sample_size") or DEFAULTS["sample_size"])
-    return Found(config, tensors, str(place), (side, side), {"config": public, "dtypes": dtypes_of(tensors)})
+    return Found(config, tensors, str(place), {"config": public, "dtypes": dtypes_of(tensors)}, size=(side, side))
 
 
 def network_config(public: Mapping[str, Any], where: str) -> MMDiTConfig:

@@ -155,7 +155,7 @@ def read_file(path: Path, tensors: Mapping[str, Tensor]) -> sd3.Parts:
     side = header.get("size") or (config.base * config.patch,) * 2
     kinds = dtypes_of(Renamed(tensors, {n: lead + n for n in inner}))
     layout = {"file": kinds, "dtypes": {"": kinds[""]}} if kinds else {}
-    network = sd3.Found(config, ours, where, (int(side[0]), int(side[1])), layout)
+    network = sd3.Found(config, ours, where, layout, size=(int(side[0]), int(side[1])))
     codec, encoders = None, {}
     if kept := list(below(ldm.CODEC)):
         told = own.get("autoencoder")
@@ -219,7 +219,7 @@ def public_tensors(networks: Mapping[str, Any], layout: Mapping[str, Any]) -> di
     if "autoencoder" in networks:
         codec = networks["autoencoder"]
         plain = {name: value for name, value in codec.state_dict().items() if name not in autoencoder.BUFFERS}
-        plain = autoencoder.typed(plain, layout.get("vae") or {})
+        plain = as_stored(plain, (layout.get("vae") or {}).get("dtypes"))
         found |= {ldm.CODEC + name: v for name, v in autoencoder.to_ldm(plain, len(codec.config.channels)).items()}
     for name, prefix in PREFIXES.items():
         if name in networks:

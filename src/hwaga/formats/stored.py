@@ -1,13 +1,33 @@
-"""What a file's tensors looked like, so that they are written again the same: shapes and dtypes, from headers alone."""
+"""A network as a public folder or file holds it, and what its tensors looked like there, so that they are written again the
+same: shapes and dtypes, from headers alone."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..weights.fill import fill
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class Stored(Generic[Config]):
+    """What a public folder or file holds of one network. `layout` is how it was written there, for writing it so again."""
+
+    config: Config
+    tensors: Mapping[str, Tensor]  # under our names
+    where: str
+    layout: dict[str, Any] = field(default_factory=dict)
+
+    def network(self, dtype: torch.dtype, device: torch.device) -> nn.Module:
+        """The network with these tensors in it. InputError names what does not fit."""
+        return fill(self.config, self.tensors, self.where, dtype, device)
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> Mapping[str, tuple[int, ...]]:

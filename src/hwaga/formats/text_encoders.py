@@ -8,7 +8,7 @@ The tokenizer is a folder beside the encoder's (`tokenizer`, `tokenizer_2`), or 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,9 @@ from ..errors import InputError, first_mistake
 from ..files import read_json, write_json, write_tensors
 from ..networks.clip_text import LARGEST_ID, ClipTextConfig
 from ..networks.t5 import T5Config
-from ..weights.fill import fill
 from ..weights.mapped import Renamed, read_folder
 from . import t5
-from .stored import as_stored, dtypes_of
+from .stored import Stored, as_stored, dtypes_of
 
 CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPModel")
 STEMS = ("model", "pytorch_model", "diffusion_pytorch_model")
@@ -40,17 +39,13 @@ _NOT_TEXT = ("vision_model.", "visual_projection.", "logit_scale")
 
 
 @dataclass(frozen=True)
-class Found:
+class Found(Stored[TextEncoderConfig]):
     """What a public folder or file holds."""
 
-    config: TextEncoderConfig
-    tensors: Mapping[str, Tensor]  # under our names
-    where: str
-    layout: dict[str, Any] = field(default_factory=dict)
     tokenizer: Tokenizer | None = None
 
     def network(self, dtype: torch.dtype, device: torch.device) -> nn.Module:
-        encoder = fill(self.config, self.tensors, self.where, dtype, device)
+        encoder = super().network(dtype, device)
         if self.tokenizer is not None:
             encoder.tokenizer = self.tokenizer  # type: ignore[assignment]
         return encoder

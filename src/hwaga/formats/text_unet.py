@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import InputError, first_mistake
 from ..networks.text_unet import TextUNetConfig
-from ..weights.fill import fill
 from .folders import PublicFolder, full_config, write_component
-from .stored import as_stored, dtypes_of, shapes_of
+from .stored import Stored, as_stored, dtypes_of, shapes_of
 
 CLASS = "UNet2DConditionModel"
 DEFAULTS: dict[str, Any] = {
@@ -58,17 +56,10 @@ _PROJECTION = re.compile(r".+\.attentions\.\d+\.proj_(in|out)\.weight")
 
 
 @dataclass(frozen=True)
-class Found:
+class Found(Stored[TextUNetConfig]):
     """What a public folder or file holds."""
 
-    config: TextUNetConfig
-    tensors: Mapping[str, Tensor]  # under our names
-    where: str
     size: tuple[int, int] | None = None  # (height, width) of what the network works on, where the folder says it
-    layout: dict[str, Any] = field(default_factory=dict)
-
-    def network(self, dtype: torch.dtype, device: torch.device) -> nn.Module:
-        return fill(self.config, self.tensors, self.where, dtype, device)
 
 
 class Projected(Mapping[str, Tensor]):
@@ -106,7 +97,7 @@ def read_component(folder: PublicFolder, component: str = "unet") -> Found:
     side = public.get("sample_size")
     size = None if side is None else (side, side) if isinstance(side, int) else (int(side[0]), int(side[1]))
     layout = {"config": public, "dtypes": dtypes_of(tensors), "projections": sorted(ours.other)}
-    return Found(config, ours, str(place), size, layout)
+    return Found(config, ours, str(place), layout, size)
 
 
 def network_config(public: Mapping[str, Any], where: str) -> TextUNetConfig:

@@ -28,10 +28,10 @@ from ..networks.gpt import GPTConfig
 from ..networks.vq import QuantizerConfig, VQModelConfig
 from ..weights.fill import fill
 from ..weights.mapped import Renamed
-from .autoencoder import attention_of, block_types, from_ldm, multiple, stored, typed
+from .autoencoder import attention_of, block_types, from_ldm, multiple
 from .folders import PublicFolder, full_config, lone_component, write_component
 from .keys import renamed
-from .stored import shapes_of
+from .stored import as_stored, dtypes_of, shapes_of
 from .unet2d import OLD_ATTENTION
 
 CLASS = "VQModel"
@@ -78,7 +78,7 @@ def read_folder(path: Path) -> Found:
     names = renamed(tensors, OLD_ATTENTION)
     ours = Renamed(tensors, {new: old for old, new in names.items()})
     layout = {
-        "config": public, "component": None if folder.flat else name, "index": folder.index, "dtype": stored(tensors),
+        "config": public, "component": None if folder.flat else name, "index": folder.index, "dtypes": dtypes_of(tensors),
         "old_attention": any(old != new for old, new in names.items()),
     }  # fmt: skip
     side = public.get("sample_size") or DEFAULTS["sample_size"]
@@ -132,7 +132,7 @@ def write_folder(folder: Path, network: Any, size: tuple[int, int], layout: Mapp
         names = renamed(tensors, OLD_ATTENTION, back=True)
         tensors = {names[name]: value for name, value in tensors.items()}
     place = folder / layout["component"] if layout.get("component") else folder
-    write_component(place, config, typed(tensors, layout))
+    write_component(place, config, as_stored(tensors, layout.get("dtypes")))
     if layout.get("index"):
         write_json(folder / "model_index.json", layout["index"])
 
@@ -207,8 +207,8 @@ def _whole(settings: Mapping[str, Any], tensors: Mapping[str, Tensor], where: st
 
 def _layout(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
     """What is kept of a file, so that it is written again as it was."""
-    dtype = stored(tensors)
-    return {"dtype": dtype, "file": {"dtype": dtype, "yaml": dict(settings)}}
+    dtypes = dtypes_of(tensors)
+    return {"dtypes": dtypes, "file": {"dtypes": dtypes, "yaml": dict(settings)}}
 
 
 def _told(params: Mapping[str, Any], vocabulary: int, where: str) -> dict[str, int] | None:

@@ -18,7 +18,8 @@ from ..errors import InputError
 from ..files import write_tensors
 from ..networks.gpt import GPTConfig
 from ..networks.vq import VQModelConfig
-from .autoencoder import to_ldm, typed
+from .autoencoder import to_ldm
+from .stored import as_stored
 from .vqgan import COND, FIRST, GROUPS, TRACKING
 
 PREFIX = {"autoencoder": FIRST, "condition": COND, "prior": "transformer."}
@@ -42,7 +43,7 @@ def write_file(
             own = {key: value for key, value in networks[name].state_dict().items() if key not in TRACKING}
             named = own if name == "prior" else to_ldm(own, len(networks[name].config.channels))
             tensors |= {(PREFIX[name] if whole else "") + key: value.contiguous() for key, value in named.items()}
-    write_tensors(path, typed(tensors, layout), {"format": "pt"})
+    write_tensors(path, as_stored(tensors, layout.get("dtypes")), {"format": "pt"})
     return yaml.safe_dump({"model": said}, sort_keys=False)
 
 

@@ -27,6 +27,7 @@ from ..errors import InputError
 from ..files import write_json
 from ..formats import schedulers, unet2d
 from ..formats.folders import PublicFolder, write_component
+from ..formats.stored import as_stored, dtypes_of
 from ..networks.autoencoder import AutoencoderKLConfig
 from ..networks.unet import UNetConfig
 from ..weights.fill import fill
@@ -106,11 +107,10 @@ class DDPM(Diffusion):
             network_config, Renamed(tensors, {new: old for old, new in ours.items()}), str(path), dtype, device
         )
         size = public.get("sample_size") or 32
-        stored = {str(t).removeprefix("torch.") for t in getattr(tensors, "dtypes", {}).values()}
         layout = {
             "flat": folder.flat, "index": folder.index, "network": public, "scheduler": scheduler,
             "old_attention": any(old != new for old, new in ours.items()),
-            "dtype": stored.pop() if len(stored) == 1 else None,
+            "dtypes": dtypes_of(tensors),
         }  # fmt: skip
         pair = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
         return cls(config, {"network": network}, About(size=pair, layout=layout))
@@ -123,8 +123,7 @@ class DDPM(Diffusion):
         tensors = self.network.state_dict()
         if layout.get("old_attention"):
             tensors = unet2d.rename(tensors, unet2d.OLD_ATTENTION, back=True)
-        if layout.get("dtype"):
-            tensors = {name: value.to(getattr(torch, layout["dtype"])) for name, value in tensors.items()}
+        tensors = as_stored(tensors, layout.get("dtypes"))
         flat = bool(layout.get("flat"))
         write_component(folder if flat else folder / "unet", network, tensors)
         write_json(
