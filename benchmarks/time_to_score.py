@@ -11,7 +11,7 @@ DDIM in the same number of steps from its averaged weights, and is judged agains
 that of as many real training pictures). Each row is written as it is done, and is not measured again; paces, trained weights and
 painted pictures are kept in --out, so that a stopped run goes on from there.
 
-hwaga: recipe openmoji/ddpm, as it is, in float32. denoising-diffusion-pytorch: its Unet (dim 64, its defaults) and one of hwaga's
+hwaga: recipe openmoji/ddpm-quick, as it is, in float32. denoising-diffusion-pytorch: its Unet (dim 64, its defaults) and one of hwaga's
 size, GaussianDiffusion and the settings of its Trainer. diffusers: UNet2DModel as google/ddpm-cifar10-32 has it and one of
 hwaga's size, in the loop of its unconditional example (which has no default network of this picture size).
 """
@@ -42,7 +42,7 @@ from hwaga.recipes import load_recipe
 from .pairing import Disturbance
 from .peers import CIFAR, NARROW, declare_torchvision_operators, hide_torchvision, unet2d, version, walked
 
-RECIPE = "openmoji/ddpm"
+RECIPE = "openmoji/ddpm-quick"
 CHUNK = 50  # pictures painted at once, and kept
 
 
@@ -84,7 +84,7 @@ def ours(train: Dataset, given: argparse.Namespace) -> Contestant:
         )
 
     return Contestant(
-        "hwaga, recipe openmoji/ddpm", f"hwaga {hwaga.__version__}", given.minutes,
+        f"hwaga, recipe {RECIPE}", f"hwaga {hwaga.__version__}", given.minutes,
         sum(system.parameters_by_network().values()), config.batch_size, trainer.step,
         lambda folder: save(system, folder, trainer.ema.weights(), replace=True), load,
     )  # fmt: skip

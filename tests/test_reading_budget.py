@@ -56,6 +56,7 @@ TINY: dict[str, dict[str, Any]] = {
         "discriminator": {"width": 8, "layers": 1},
         "prior": {"width": 8, "heads": 2, "depth": 1},
     },
+    "vqgan-text": {"discriminator": None, "prior": {"width": 8, "heads": 2, "depth": 1}},
     "dit": {"network": {"width": 8, "depth": 1, "heads": 1}, "process": {"timesteps": 10}},
     "stylegan": {
         "generator": {"channels": [8, 8], "z_dim": 4, "w_dim": 4, "mapping": {"layers": 1}},
@@ -77,19 +78,33 @@ TINY: dict[str, dict[str, Any]] = {
     },  # fmt: skip
 }
 """A config of every system, as small as can be."""
-WORDS = ("stable-diffusion", "controlnet", "stable-diffusion-3")
-"""Systems that are told words by a trained text encoder, which they take as a component."""
+PARTS: dict[str, Callable[[], dict[str, Any]]] = {
+    **{
+        name: lambda: {"text_encoder": tiny.text_encoder()}
+        for name in ("stable-diffusion", "controlnet", "stable-diffusion-3")
+    },
+    "vqgan-text": lambda: {
+        "text_encoder": tiny.text_encoder(),
+        "autoencoder": tiny.vqgan().networks["autoencoder"].requires_grad_(False),
+    },
+}
+"""Trained networks that a system takes as components: what reads words, and a tokenizer that learns no more."""
 
 
 class Pictures:
-    """Two pictures, as training asks for them; data is not part of the budget of a system."""
+    """Two pictures, as training asks for them, with what is computed of them once; data is not part of the budget of a system."""
+
+    def __init__(self, system: Any) -> None:
+        self.image = torch.zeros(2, 3, 8, 8)
+        self.extra = {name: one.compute(self.image) for name, one in system.precomputed().items()}
 
     def __len__(self) -> int:
         return 2
 
     def batch(self, indices: Any, epochs: Any = None) -> Batch:
-        image = torch.zeros(len(indices), 3, 8, 8)
-        return Batch(image=image, index=torch.as_tensor(indices), caption=["a star"] * len(indices))
+        index = torch.as_tensor(indices)
+        extra = {name: values[index] for name, values in self.extra.items()}
+        return Batch(image=self.image[index], index=index, caption=["a star"] * len(index), extra=extra)
 
 
 @contextmanager
@@ -157,7 +172,7 @@ def docstrings(node: ast.AST) -> set[int]:
 
 def training_step(system: Any) -> Callable[[], object]:
     config = TrainingConfig(steps=3, batch_size=2, dtype="float32")
-    trainer = Trainer(system.stages()[0], config, Pictures(), Order(2, 2, seed=0))
+    trainer = Trainer(system.stages()[0], config, Pictures(system), Order(2, 2, seed=0))
     trainer.step()  # what is made once (buffers, averages) is not part of a step
     return trainer.step
 
@@ -179,7 +194,7 @@ def sampling_call(system: Any) -> Callable[[], object]:
 def test_it_is_understood_within_the_reading_budget(
     name: str, what: Callable[[Any], Callable[[], object]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    parts = {"text_encoder": tiny.text_encoder()} if name in WORDS else {}
+    parts = PARTS[name]() if name in PARTS else {}
     system = hwaga.systems.find(name).create(TINY[name], size=(8, 8), components=parts)
     call = what(system)
     with entered() as codes:

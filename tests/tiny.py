@@ -177,6 +177,13 @@ def stable_diffusion(seed=0, network=None, **model):
     return find("stable-diffusion").create(config, size=(16, 16), seed=seed, components=parts)
 
 
+def vqgan_text(seed=0, **model):
+    """A VQGAN of 16 x 16 pictures and 4 x 4 codes that is told words by `text_encoder`; its tokenizer comes as a component."""
+    parts = {"autoencoder": vqgan().networks["autoencoder"].requires_grad_(False), "text_encoder": text_encoder()}
+    config = {"discriminator": None, "prior": {"width": 32, "heads": 2, "depth": 2}, **model}
+    return find("vqgan-text").create(config, size=(16, 16), seed=seed, components=parts)
+
+
 def t5_files():
     """The files of a T5's tokenizer that reads letters and a few words: pieces with their scores, as `tokenizer.json`."""
     import tokenizers

@@ -85,7 +85,7 @@ def gpt(length):
 @torch.no_grad()
 def test_a_picture_of_the_trained_size_is_read_once_token_by_token():
     network, asked = gpt(10), []
-    network.register_forward_hook(lambda m, given, out: asked.append(given[0].shape[1]))
+    network.register_forward_hook(lambda m, given, out: asked.append(out.shape[1]))
     tokens, prefix = (
         torch.randint(9, (2, 9), generator=torch.Generator().manual_seed(0)),
         torch.zeros((2, 1), dtype=torch.int64),

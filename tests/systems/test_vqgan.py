@@ -166,12 +166,12 @@ def test_reconstructions_that_an_adversary_ruins_ring():
 
 def test_the_prior_reads_other_codes_where_it_may_not_keep_them():
     system = tiny.vqgan(keep=0.01)
-    seen = []
-    system.networks["prior"].register_forward_hook(lambda m, given, out: seen.append(given[0]))
-    batch = tiny.batch(8)
+    seen, prior, batch = [], system.networks["prior"], tiny.batch(8)
+    prior.register_forward_hook(lambda m, given, said, out: seen.append((given[0], said["before"])), with_kwargs=True)
     system.prior_terms(batch, tiny.Draw())
-    real = system._tokens(batch)
-    assert (seen[0][:, 1:] == real[:, :-1]).float().mean() < 0.5 and torch.equal(seen[0][:, 0], batch.label)
+    (read, before), real = seen[0], system._tokens(batch)
+    assert read.shape == real[:, :-1].shape and (read == real[:, :-1]).float().mean() < 0.5
+    assert torch.equal(before, prior.before(batch.label[:, None]))
 
 
 # ------------------------------------------------------------------------------------------------------------- painting

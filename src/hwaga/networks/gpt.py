@@ -1,6 +1,7 @@
 """A transformer that reads tokens from left to right and says what may come next (GPT-2, Radford et al. 2019).
 
-The published layout of VQGAN's second stage is kept, name by name. `Cache` holds the keys and values of what was read, so
+The published layout of VQGAN's second stage is kept, name by name. A row may begin with a text, whose states (of a text encoder)
+stand where tokens would. `Cache` holds the keys and values of what was read, so
 that a further token costs one pass of that token alone.
 """
 
@@ -29,6 +30,7 @@ class GPTConfig(BaseModel, frozen=True, extra="forbid"):
     depth: int = Field(24, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
     unmasked: int = Field(0, ge=0, description="so many first tokens see each other in both directions")
+    text_width: int = Field(0, ge=0, description="numbers of a state of the text that rows begin with; 0: of none")
 
     @model_validator(mode="after")
     def _agrees(self) -> GPTConfig:
@@ -117,6 +119,7 @@ class GPT(nn.Module):
         self.checkpointing = False
         self.tok_emb = nn.Embedding(config.vocabulary, config.width)
         self.pos_emb = nn.Parameter(torch.zeros(1, config.length, config.width))
+        self.text_proj = nn.Linear(config.text_width, config.width) if config.text_width else None
         self.drop = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.ln_f = nn.LayerNorm(config.width, eps=_EPSILON)
@@ -135,14 +138,25 @@ class GPT(nn.Module):
         """An empty cache for n rows of up to `length` tokens."""
         return Cache(self.config, rows, length or self.config.length, self.head.weight)
 
-    def forward(self, tokens: Int[Tensor, "n l"], cache: Cache | None = None) -> Float[Tensor, "n l k"]:
-        """Logits (n, l, vocabulary): at each place those of the token after it. With a cache `tokens` are the new ones
-        alone; ValueError if a row becomes longer than config.length."""
+    def before(self, prefix: Tensor) -> Float[Tensor, "n p d"]:
+        """What rows begin with, as the network reads it: tokens (n, p) int64, or states of a text (n, p, text_width)."""
+        if self.text_proj is None:
+            return self.tok_emb(prefix)
+        return self.text_proj(prefix)
+
+    def forward(
+        self, tokens: Int[Tensor, "n l"], cache: Cache | None = None, before: Tensor | None = None
+    ) -> Float[Tensor, "n p+l k"]:
+        """Logits (n, p + l, vocabulary): at each place those of the token after it. before: (n, p, width), what `before` gives.
+        With a cache `tokens` are the new ones alone; ValueError if a row becomes longer than config.length."""
+        x = self.tok_emb(tokens)
+        if before is not None:
+            x = torch.cat([before, x], dim=1)
         start = 0 if cache is None else cache.filled
-        end = start + tokens.shape[1]
+        end = start + x.shape[1]
         if end > self.config.length:
             raise ValueError(f"{end} tokens: this network has {self.config.length} places")
-        x = self.drop(self.tok_emb(tokens) + self.pos_emb[:, start:end])
+        x = self.drop(x + self.pos_emb[:, start:end])
         for number, block in enumerate(self.blocks):
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, number, use_reentrant=False)

@@ -87,15 +87,15 @@ class Tokenizing:
 
 
 def next_tokens(
-    prior: Callable[[Tensor], Tensor],
-    prefix: Int[Tensor, "n p"],
+    prior: Any,
+    prefix: Tensor,
     tokens: Int[Tensor, "n l"],
     read: Tensor | None = None,
 ) -> Float[Tensor, " n"]:
     """-log p of each row's tokens in nats, a mean over its places. `read`: what the prior reads in their place (some of them
-    others, say). The prefix is read and not predicted."""
-    rows = torch.cat([prefix, tokens if read is None else read], dim=1)
-    logits = prior(rows[:, :-1])[:, prefix.shape[1] - 1 :].float()
+    others, say). The prefix, tokens (n, p) or states (n, p, d) of a text, is read and not predicted."""
+    seen = (tokens if read is None else read)[:, :-1]
+    logits = prior(seen, before=prior.before(prefix))[:, prefix.shape[1] - 1 :].float()
     return cross_entropy(logits.transpose(1, 2), tokens, reduction="none").mean(1)
 
 

@@ -79,14 +79,16 @@ def sample_tokens(
 def reading(network: Any, prefix: Tensor, grid: tuple[int, int], window: tuple[int, int]) -> NextLogits:
     """`next_logits` of a network that reads rows of a grid of tokens behind a prefix, first row first.
 
-    prefix: (n, p) what every row begins with, or (n, y, x) a grid of conditions, of which it is what lies in the window.
-    network(tokens, cache) -> logits, network.cache(rows, length) an empty cache. A grid no larger than `window`, which the
+    prefix: (n, p) tokens or (n, p, d) states that every row begins with, or (n, y, x) int64 a grid of conditions, of which it is
+    what lies in the window. network(tokens, cache, before) -> logits, before what network.before(prefix) gives;
+    network.cache(rows, length) an empty cache. A grid no larger than `window`, which the
     network was trained on, is read through once: one pass of one token a place. Of a larger one the network sees the window
     around a place, as central as the borders let it, and reads it anew where the window moves.
     Source: Esser et al. 2021, section 3.2 (sliding attention window).
     """
     height, width = min(grid[0], window[0]), min(grid[1], window[1])
-    room = height * width + (prefix.shape[1] if prefix.dim() == 2 else height * width)
+    whole = prefix.dim() == 2 or prefix.is_floating_point()
+    room = height * width + (prefix.shape[1] if whole else height * width)
     state: dict[str, Any] = {"origin": None, "cache": None, "read": 0}
 
     def next_logits(tokens: Tensor) -> Tensor:
@@ -98,14 +100,25 @@ def reading(network: Any, prefix: Tensor, grid: tuple[int, int], window: tuple[i
         seen = tokens[:, places[: (i - top) * width + j - left]]
         if state["origin"] != (top, left) or state["read"] != seen.shape[1] - 1:
             state.update(origin=(top, left), cache=network.cache(n, room))
-            told = prefix if prefix.dim() == 2 else prefix[:, top : top + height, left : left + width].flatten(1)
-            new = torch.cat([told, seen], dim=1)
+            told = prefix if whole else prefix[:, top : top + height, left : left + width].flatten(1)
+            new, before = seen, network.before(told)
         else:
-            new = seen[:, -1:]
+            new, before = seen[:, -1:], None
         state["read"] = seen.shape[1]
-        return network(new, state["cache"])[:, -1]
+        return network(new, state["cache"], before)[:, -1]
 
     return next_logits
+
+
+def guided(next_logits: NextLogits, scale: float) -> NextLogits:
+    """Classifier-free guidance: l_0 + s (l - l_0). `next_logits` gives 2n rows, first those of l_0, which were told nothing.
+    Source: Ho and Salimans 2022, eq. 6, on logits (Gafni et al. 2022, section 3.4)."""
+
+    def pushed(tokens: Tensor) -> Tensor:
+        null, told = next_logits(torch.cat([tokens, tokens])).chunk(2)
+        return null + scale * (told - null)
+
+    return pushed
 
 
 def _start(place: int, window: int, whole: int) -> int:

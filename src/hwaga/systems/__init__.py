@@ -28,7 +28,10 @@ ROOMS = {
 PARTS = {"clip": ("clip", "CLIP")}
 """What is trained by a recipe as the systems are and is a part of them: it paints nothing, and `systems()` leaves it out."""
 
-VARIANTS = {"stable-diffusion-3": ("stable_diffusion_3", "StableDiffusion3")}
+VARIANTS = {
+    "stable-diffusion-3": ("stable_diffusion_3", "StableDiffusion3"),
+    "vqgan-text": ("vqgan", "TextVQGAN"),
+}
 """Later forms of a system with another network: named in recipes and in models, and listed under the system whose form they are."""
 
 

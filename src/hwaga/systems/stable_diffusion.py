@@ -26,9 +26,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from ..conditioning.reading import OWN as WORDS
 from ..conditioning.text_encoders import ENCODERS, TextEncoderConfig
-from ..conditioning.words import OWN as WORDS
-from ..conditioning.words import Words, examples_of
+from ..conditioning.words import Words
 from ..errors import InputError
 from ..formats import ldm, ldm_file
 from ..formats import lora as files
@@ -114,11 +114,6 @@ class StableDiffusion(Told, Words, Diffusion):
     @classmethod
     def network_configs(cls, config: StableDiffusionConfig) -> dict[str, Any]:
         return {**super().network_configs(config), **config.encoders}
-
-    @classmethod
-    def taught(cls, config: Mapping[str, Any], captions: Sequence[str]) -> dict[str, Any]:
-        """With some of the training captions, evenly spaced among all, for the grids that show how training goes."""
-        return {"examples": examples_of(captions), **config}
 
     @classmethod
     def complete(cls, config: dict[str, Any], size: tuple[int, int], classes: Sequence[str]) -> dict[str, Any]:

@@ -13,6 +13,12 @@ are written code by code.
     p(s) = prod p(s_i | s_<i, c)                             eq. 8        objectives/vq.py: next_tokens; networks/gpt.py
     writing code by code; a window where a picture is larger section 3.2  samplers/tokens.py
 
+Told words (`vqgan-text`), a frozen text encoder reads the prompt, and the codes follow its states. States of the text see each
+other in both directions, codes see all of them and the codes before:
+
+    c = tau(y), the states of a text encoder                 Rombach 2022 conditioning/reading.py: said; networks/gpt.py: before
+    now and then no words; l_0 + s (l - l_0)                 Gafni 2022   samplers/tokens.py: guided
+
 Choices of the same config: `discriminator: null` and no perceptual loss is the VQ-VAE; codes by gradients or averages,
 factorized, cosine, FSQ, Gumbel; 4, 8 or 16 pixels a code by the number of `channels`.
 """
@@ -22,28 +28,34 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, max_pool2d
 
+from ..conditioning.reading import OWN as WORDS
+from ..conditioning.reading import Readers
+from ..conditioning.text_encoders import TextEncoderConfig
 from ..errors import InputError
 from ..formats import vqgan as public
 from ..formats import vqgan_single as original
 from ..formats.perceptual import perceptual_network
-from ..interfaces import Batch, Draw, Objective, Stage, Terms
+from ..interfaces import Batch, Draw, Objective, Precomputed, Stage, Terms
 from ..networks.discriminators import PatchDiscriminatorConfig
 from ..networks.gpt import GPTConfig
 from ..networks.vq import VQModelConfig
 from ..objectives.adversarial import Kind
 from ..objectives.perceptual import Perceptual
 from ..objectives.vq import ALARMS, Tokenizing, counted, next_tokens, perplexity
-from ..samplers.tokens import reading, sample_tokens
-from .base import About, Request, System, number, whole_number
+from ..samplers.tokens import guided, reading, sample_tokens
+from .base import About, Defaults, Request, System, number, whole_number
+from .latents import fingerprint
 from .pictures import to_inside
 from .sources import fitted, read_mask
+
+CODES = "codes"  # of a picture, as they lie beside it
 
 
 class LossConfig(BaseModel, frozen=True, extra="forbid"):
@@ -116,22 +128,22 @@ class VQGAN(System):
     name, title, year = "vqgan", "VQGAN", 2021
     paper = "Taming Transformers for High-Resolution Image Synthesis (arXiv:2012.09841)"
     stage_names = ("tokenizer", "prior")
-    takes = ("label", "image", "mask", "fit_image", "keep_unmasked", "control")
-    own = {
+    takes: ClassVar[tuple[str, ...]] = ("label", "image", "mask", "fit_image", "keep_unmasked", "control")
+    own: ClassVar[Mapping[str, str]] = {
         "temperature": "below 1 the prior is bolder, 1 is its own, 0 takes the likeliest code alone",
         "top_k": "only the k likeliest codes are drawn from",
         "top_p": "only the likeliest codes that together have this probability are drawn from",
         "reconstruct": "true paints image= (one or several) as it comes back from its codes",
         "codebook": "true paints the codebook, each code alone; with image= those that it uses",
     }
-    formats = ("diffusers", "single")
+    formats: ClassVar[tuple[str, ...]] = ("diffusers", "single")
     trains_with = ("discriminator",)
     Config = VQGANConfig
 
     # ------------------------------------------------------------------------------------------------- what it is made of
 
     @classmethod
-    def network_configs(cls, config: VQGANConfig) -> dict[str, Any]:
+    def network_configs(cls, config: Any) -> dict[str, Any]:
         parts = {
             "autoencoder": config.autoencoder, "condition": config.condition, "discriminator": config.discriminator,
             "prior": config.prior,
@@ -225,18 +237,34 @@ class VQGAN(System):
     def prior_terms(self, batch: Batch, draw: Draw) -> Terms:
         """One step of the second stage; with `keep` below 1 the prior reads other codes in the place of some."""
         tokens = self._tokens(batch)
-        read = tokens
-        if self.config.keep < 1:
-            other = draw.integers("other", self.config.autoencoder.quantizer.codes, tuple(tokens.shape))
-            read = torch.where(draw.uniform("keep", tuple(tokens.shape)) < self.config.keep, tokens, other)
-        return {"nats": next_tokens(self.networks["prior"], self._told(batch), tokens, read).mean()}
+        told = self._hidden(self._told(batch), batch, draw)
+        return {"nats": next_tokens(self.networks["prior"], told, tokens, self._read(tokens, draw)).mean()}
+
+    def _read(self, tokens: Tensor, draw: Draw) -> Tensor:
+        """What the prior reads of the tokens that it learns."""
+        if self.config.keep == 1:
+            return tokens
+        other = draw.integers("other", self.config.autoencoder.quantizer.codes, tuple(tokens.shape))
+        return torch.where(draw.uniform("keep", tuple(tokens.shape)) < self.config.keep, tokens, other)
+
+    def _hidden(self, told: Tensor, batch: Batch, draw: Draw) -> Tensor:
+        """What the rows of a training batch begin with; VQGAN's always say it."""
+        return told
 
     def prior_held_out(self, batch: Batch, draw: Draw) -> Mapping[str, Tensor]:
         return {"loss": next_tokens(self.networks["prior"], self._told(batch), self._tokens(batch))}
 
     @torch.no_grad()
     def _tokens(self, batch: Batch) -> Tensor:
-        return self.tokenizer.codes(batch.image).flatten(1)
+        held = batch.extra.get(CODES)
+        return (self.tokenizer.codes(batch.image) if held is None else held.long()).flatten(1)
+
+    def precomputed(self) -> Mapping[str, Precomputed]:
+        """The codes of pictures, of which a tokenizer that came trained need make them only once."""
+        if any(p.requires_grad for p in self.tokenizer.parameters()):
+            return {}
+        made = lambda image: self.tokenizer.codes(image.to(self.device, self.dtype)).float()  # noqa: E731
+        return {CODES: Precomputed(lambda: fingerprint(self.tokenizer), self._grid(self.about.size), made)}
 
     def _told(self, batch: Batch) -> Tensor:
         """(n, p): what the rows of a batch begin with."""
@@ -303,7 +331,7 @@ class VQGAN(System):
 
     def _habits(self, request: Request) -> dict[str, Any]:
         return {
-            **self.config.sampling.model_dump(),
+            **self.config.sampling.model_dump(include=set(SamplingConfig.model_fields)),
             **{k: v for k, v in request.inputs.items() if k in SamplingConfig.model_fields},
         }
 
@@ -461,3 +489,95 @@ class VQGAN(System):
             path, self.networks, {name: count for name, count in told.items() if count}, self.about.size,
             self.about.layout.get("file") or {},
         )  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------------------------- told words
+
+
+class TextSamplingConfig(SamplingConfig, frozen=True, extra="forbid"):
+    guidance_scale: float = Field(1.0, description="1: off")
+
+
+class TextVQGANConfig(VQGANConfig, frozen=True, extra="forbid"):
+    text_encoder: TextEncoderConfig | None = Field(None, description="that of components.text_encoder")
+    text_dropout: float = Field(0.1, ge=0, le=1, description="share of training pictures whose words are hidden")
+    examples: tuple[str, ...] = Field((), description="prompts that sample grids show; left out: some captions")
+    sampling: TextSamplingConfig = TextSamplingConfig()
+
+    @model_validator(mode="after")
+    def _is_told_words(self) -> TextVQGANConfig:
+        if self.labels or self.coordinates or self.condition is not None:
+            raise ValueError("labels, coordinates and condition: this prior is told words alone")
+        if self.prior is None or self.text_encoder is None:
+            raise ValueError("prior and text_encoder: this system has both; system: vqgan is a tokenizer alone")
+        if self.prior.text_width != self.text_encoder.width:
+            raise ValueError(
+                f"prior.text_width={self.prior.text_width}: the text encoder gives {self.text_encoder.width}"
+            )
+        return self
+
+
+class TextVQGAN(Readers, VQGAN):
+    """Networks: those of VQGAN, and `text_encoder`, which is frozen."""
+
+    name, title = "vqgan-text", "VQGAN told words"
+    told = "prior"
+    takes: ClassVar[tuple[str, ...]] = (
+        "prompt", "negative_prompt", "guidance_scale", "image", "mask", "fit_image", "keep_unmasked",
+    )  # fmt: skip
+    own: ClassVar[Mapping[str, str]] = {**VQGAN.own, **WORDS}
+    formats: ClassVar[tuple[str, ...]] = ("diffusers",)
+    Config = TextVQGANConfig
+
+    @classmethod
+    def network_configs(cls, config: Any) -> dict[str, Any]:
+        return {**super().network_configs(config), "text_encoder": config.text_encoder}
+
+    @classmethod
+    def complete(cls, config: dict[str, Any], size: tuple[int, int], classes: Sequence[str]) -> dict[str, Any]:
+        if not config.get("text_encoder"):
+            raise InputError(
+                f"{cls.name} reads captions by a trained text encoder; name it: components.text_encoder=openmoji/clip"
+            )
+        encoder = TextEncoderConfig.model_validate(config["text_encoder"])
+        asked, config = config.get("prior") or {}, super().complete(config, size, classes)
+        if config.get("prior", {}) is None:  # said in `checked`
+            return config
+        prior = {"text_width": encoder.width, "unmasked": encoder.length, **config.get("prior", {})}
+        if "length" in prior and "length" not in asked:
+            prior["length"] += encoder.length - 1  # it was that of rows which begin with one token
+        return {**config, "prior": prior}
+
+    # -------------------------------------------------------------------------------------------------------- how it learns
+
+    def _told(self, batch: Batch) -> Tensor:
+        return self.said(self.texts(batch), batch)["text"]
+
+    def _hidden(self, told: Tensor, batch: Batch, draw: Draw) -> Tensor:
+        """Now and then no words, so that guidance has its other branch."""
+        if self.config.text_dropout == 0:
+            return told
+        hide = draw.uniform("text_dropout", (len(told),)) < self.config.text_dropout
+        return torch.where(hide[:, None, None], self.said([None], batch)["text"], told)
+
+    # -------------------------------------------------------------------------------------------------------- how it paints
+
+    def _next_logits(self, request: Request, grid: tuple[int, int]) -> Any:
+        codes, scale = self.config.autoencoder.quantizer.codes, request.guidance_scale
+        states = self.said(self.texts(request), request)["text"]
+        if scale != 1:
+            states = torch.cat([self.said(self.negatives(request), request)["text"], states])
+        read = reading(self.networks["prior"], states, grid, self._grid(self.about.size))
+        read = read if scale == 1 else guided(read, scale)
+        return lambda tokens: read(tokens)[:, :codes]
+
+    def defaults(self) -> Defaults:
+        return Defaults(guidance_scale=self.config.sampling.guidance_scale)
+
+    def check(self, request: Request) -> None:
+        super().check(request)
+        if request.guidance_scale != 1 and self.config.text_dropout == 0:
+            raise InputError(
+                f"guidance_scale={request.guidance_scale:g}: this model learned with text_dropout=0 and has nothing to guide "
+                "away from; use 1"
+            )
