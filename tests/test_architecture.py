@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SRC = ROOT / "src" / "hwaga"
 
-EVERYBODY = {"interfaces", "errors", "files", "provenance", "precision"}
-"""Leaves that every room may import: types, sentences, whole files, the record of a picture, device and dtype."""
+EVERYBODY = {"interfaces", "errors", "files", "provenance", "precision", "allocation"}
+"""Leaves that every room may import: types, sentences, whole files, the record of a picture, device and dtype, what was freed."""
 
 MAY_IMPORT: dict[str, set[str]] = {
     "interfaces": set(),
@@ -19,6 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": {"errors"},
     "provenance": {"errors", "files"},
     "precision": {"errors"},
+    "allocation": set(),
     "layers": set(),
     "networks": {"layers"},
     "processes": set(),

@@ -70,6 +70,7 @@ def load(
 
     InputError for what cannot be loaded, with the reason; WorkError where a hub cannot be reached.
     """
+    from .allocation import keep_freed_memory
     from .formats.single import in_release
     from .precision import choose_device, choose_dtype
     from .weights.streamed import widened_late
@@ -77,6 +78,8 @@ def load(
     place, _ = choose_device(device)
     if dtype == "int8" and place.type != "cpu":
         raise InputError(f"dtype='int8' on {place}: it is for a CPU; use auto, float32 or bfloat16")
+    if place.type == "cpu" and memory is None:
+        keep_freed_memory()
     kept, slow = choose_dtype("float32" if dtype == "int8" else dtype, place)
     if slow:
         warnings.warn(slow, stacklevel=2)

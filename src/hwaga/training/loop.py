@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..allocation import keep_freed_memory
 from ..errors import InputError, WorkError
 from ..interfaces import Batch, Objective, Stage, Terms
 from .config import TrainingConfig
@@ -56,6 +57,8 @@ class Trainer:
         self.data = data
         self.order = order
         self.device = torch.device(device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.dtype = dtype
         self.world = world or World()
         self.done = 0
