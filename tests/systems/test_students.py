@@ -11,6 +11,7 @@ from hwaga.data.order import Order
 from hwaga.errors import InputError
 from hwaga.recipes import load_recipe
 from hwaga.saving import save
+from hwaga.systems import find, students
 from hwaga.training.config import TrainingConfig
 from hwaga.training.loop import Trainer
 
@@ -236,3 +237,60 @@ def test_the_recipes_of_students_are_whole():
     for name, kind in (("openmoji/ddpm-lcm", "latent-consistency"), ("openmoji/dit-meanflow", "mean-flow")):
         one = load_recipe(name)
         assert one.model["student"]["kind"] == kind and one.training.start_from.startswith("openmoji/")
+
+
+# ------------------------------------------------------------------------------------------------------------- LCM-LoRA
+
+
+def beside(make=None, **model):
+    """A student that is small matrices beside its teacher."""
+    base = teacher(tiny.stable_diffusion if make is None else make, COSINE)
+    parts = {name: part for name, part in base.networks.items() if name != "lora"}
+    words = {} if make is None else {"labels": True}
+    config = {"process": COSINE, **CONSISTENT, "lora": {"rank": 2, "targets": ["all"]}, **words, **model}
+    system = find(base.name).create(
+        {**config, "network": base.config.network.model_dump()}, size=(16, 16), components=parts,
+        classes=base.about.classes, label_counts=base.about.label_counts,
+    )  # fmt: skip
+    tiny.fill_zeros(system.networks["lora"])
+    return system
+
+
+@pytest.mark.parametrize("make", [None, tiny.dit, tiny.ddpm], ids=["stable diffusion", "dit", "ddpm"])
+def test_of_an_lcm_lora_the_matrices_alone_learn(make):
+    system = beside(make)
+    before = {name: value.clone() for name, value in system.network.state_dict().items()}
+    (stage,) = system.stages()
+    assert stage.averaged == ("lora",) and set(stage.networks) == {"lora"}
+    batch = tiny.captions(4) if make is None else tiny.batch(4)
+    sum(stage.objectives[0].loss(batch, tiny.Draw(0)).values()).backward()
+    assert all(p.grad is not None and p.grad.any() for p in system.networks["lora"].parameters())
+    assert all(p.grad is None for p in system.network.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in system.network.state_dict().items())
+
+
+@torch.no_grad()
+def test_its_teacher_is_the_base_even_where_a_layer_keeps_what_it_made_of_the_text():
+    system, batch = beside(), tiny.captions(4)
+    told, x, time = system.conditions(batch), torch.randn(4, 4, 8, 8), torch.full((4,), 20.0)
+    student, base = system.compute(x, time, **told), students._base(system)(x, time, **told)
+    again = system.compute(x, time, **told)
+    system.networks["lora"].scale = 0.0
+    alone = system.compute(x, time, **{name: value.clone() for name, value in told.items()})
+    assert torch.equal(base, alone) and torch.equal(student, again) and not torch.allclose(student, base, atol=1e-3)
+
+
+def test_an_lcm_lora_paints_in_few_steps_and_has_its_guidance_inside():
+    system = beside()
+    assert paint_words(system, steps=2).shape == (1, 3, 16, 16)
+    with pytest.raises(InputError, match="guidance inside; use 1"):
+        paint_words(system, steps=2, guidance_scale=3.0)
+
+
+def test_a_mean_flow_is_no_lora():
+    with pytest.raises(InputError, match="which a frozen network is not"):
+        find("dit").checked({"process": {"kind": "flow"}, "lora": {"rank": 2}, **FLOWING})
+
+
+def paint_words(model, **call):
+    return model.sample(**{"output": "tensor", "progress": False, "seed": 5, "prompt": "a red circle", **call})

@@ -85,27 +85,28 @@ def teacher_step(
 
 def latent_consistency(
     student: Network, target: Network, teacher: Network, process: Process, x0: Float[Tensor, "n ..."],
-    conditions: Conditions, null: Conditions | None, draw: Draw, *, places: int = 50,
+    conditions: Conditions, null: Conditions | None, draw: Draw, *, told: bool = True, places: int = 50,
     scales: tuple[float, float] = (3.0, 15.0), huber: float = 1e-3, scaling: float | None = 10.0, clip: float | None = None,
 ) -> Terms:  # fmt: skip
     """`consistency`, one value a picture (n,): the pseudo-Huber distance of the student at t from the target at s.
 
     x0: latents or pixels. null: conditions of the teacher's unconditional branch; None: no guidance, and the student is told
-    none. places: N, the neighbours of the grid are 1 / N apart (50: every 20th index of 1000). scales: guidance is drawn
-    evenly between them (the paper's w in [2, 14] is a scale in [3, 15]). target: the student's own moving average.
+    none. told: whether it is told the scale; one that is not learns the mean over them (Luo et al. 2023b). places: N, the
+    neighbours of the grid are 1 / N apart (50: every 20th index of 1000). scales: guidance is drawn evenly between them (the
+    paper's w in [2, 14] is a scale in [3, 15]). target: the student's own moving average.
     """
     n = x0.shape[0]
     place = draw.integers("place", places, (n,)).double().cpu()
     t, s = (place + 1) / places, place / places
     x = noised(x0, draw.normal("noise", tuple(x0.shape)), process.levels(t, x0))
-    told, scale = dict(conditions), None
+    said, scale = dict(conditions), None
     if null is not None:
         scale = scales[0] + (scales[1] - scales[0]) * draw.uniform("guidance", (n,))
-        told["guidance"] = scale
+        said |= {"guidance": scale} if told else {}
     with torch.no_grad():
         neighbour = teacher_step(teacher, process, x, t, s, conditions, null or {}, scale, clip)
-        wanted = consistency(target, process, neighbour, s, told, scaling)
-    error = consistency(student, process, x, t, told, scaling) - wanted
+        wanted = consistency(target, process, neighbour, s, said, scaling)
+    error = consistency(student, process, x, t, said, scaling) - wanted
     distance = (error.square() + huber**2).sqrt() - huber  # Song and Dhariwal 2024, section 3.3
     return {"consistency": distance.flatten(1).mean(1)}
 

@@ -4,6 +4,7 @@ A model's config with a `student` section has another stage of training and is a
 and measured by the same calls.
 
     latent-consistency   begins as the teacher, which is a frozen component; told the guidance scale    objectives/consistency.py
+                         with `model.lora` small matrices alone learn, and their base is the teacher (LCM-LoRA, Luo et al. 2023b)
     consistency-tuning   begins as a trained diffusion or flow; needs no teacher                       objectives/consistency.py
     mean-flow            begins as a trained flow; told how far a step leads                           objectives/meanflow.py
 """
@@ -105,7 +106,8 @@ def completed(config: Mapping[str, Any], guided: bool | None = None) -> dict[str
         if not on_table:
             student.setdefault("timestep_scaling", None)
         scaling = student.get("timestep_scaling", 10.0)
-        if guided or guided is None and config.get("labels") and config.get("null_label", True):
+        alone = config.get("lora") is None  # matrices beside a frozen network: it cannot be told more than it was
+        if alone and (guided or guided is None and config.get("labels") and config.get("null_label", True)):
             network.setdefault("guidance_width", GUIDANCE_WIDTH)
     options: dict[str, Any] = {
         "timestep_scaling": scaling,
@@ -121,6 +123,10 @@ def completed(config: Mapping[str, Any], guided: bool | None = None) -> dict[str
 def agrees(config: Any) -> None:
     """ValueError for a config whose student does not go with its process."""
     student, process = config.student, config.process
+    if isinstance(student, MeanFlowConfig) and config.lora is not None:
+        raise ValueError(
+            "student.kind=mean-flow with lora: it is told how far a step leads, which a frozen network is not"
+        )
     if isinstance(student, MeanFlowConfig) and (process.kind != "flow" or process.predicts != "velocity"):
         raise ValueError(
             f"student.kind=mean-flow with process.kind={process.kind}: a flow that predicts velocity is needed"
@@ -155,8 +161,9 @@ def check_path(process: Mapping[str, Any], other: System, name: str = "teacher")
 
 def stage(system: Diffusion) -> Stage:
     """What is trained in place of denoising."""
-    student = system.config.student
-    if isinstance(student, LatentConsistencyConfig):
+    student, adapter = system.config.student, system.networks.get("lora")
+    networks = {"network": system.network} if adapter is None else {"lora": adapter}
+    if isinstance(student, LatentConsistencyConfig) and adapter is None:
         if "teacher" not in system.networks:
             raise InputError(
                 "model.student.kind=latent-consistency learns from a teacher: name it in components.teacher"
@@ -166,14 +173,16 @@ def stage(system: Diffusion) -> Stage:
             system, batch, draw, _asking(target.at(draw.step))
         )
         held_out = lambda batch, draw: _latent_consistency(system, batch, draw, system.compute)  # noqa: E731
-        networks = {"network": system.network, "target": target.network}
+        networks["target"] = target.network
+    elif isinstance(student, LatentConsistencyConfig):
+        loss = held_out = lambda batch, draw: _latent_consistency(system, batch, draw, system.compute)  # noqa: E731
     else:
         one = _mean_flow if isinstance(student, MeanFlowConfig) else _consistency_tuning
         loss = held_out = lambda batch, draw: one(system, batch, draw)  # noqa: E731
-        networks = {"network": system.network}
-    objective = Objective("distillation", ("network",), lambda batch, draw: mean_terms(loss(batch, draw)))
+    learns = tuple(networks)[:1]
+    objective = Objective("distillation", learns, lambda batch, draw: mean_terms(loss(batch, draw)))
     told = lambda batch, draw: {"loss": next(iter(held_out(batch, draw).values()))}  # noqa: E731
-    return Stage("distillation", networks, [objective], ("network",), told)
+    return Stage("distillation", networks, [objective], learns, told)
 
 
 def _asking(network: nn.Module) -> Callable[..., Tensor]:
@@ -182,12 +191,29 @@ def _asking(network: nn.Module) -> Callable[..., Tensor]:
     return lambda x, time, **conditions: network(x.to(dtype), time, **conditions)
 
 
+def _base(system: Diffusion) -> Callable[..., Tensor]:
+    """The network without the matrices that are trained beside it, as an objective calls it. Conditions are copied, as layers keep
+    what they made of one tensor."""
+    adapter: Any = system.networks["lora"]
+
+    def ask(x: Tensor, time: Tensor, **conditions: Tensor) -> Tensor:
+        scale, adapter.scale = adapter.scale, 0.0
+        try:
+            return system.compute(x, time, **{name: value.clone() for name, value in conditions.items()})
+        finally:
+            adapter.scale = scale
+
+    return ask
+
+
 def _latent_consistency(system: Diffusion, batch: Batch, draw: Draw, target: Callable[..., Tensor]) -> Terms:
     student, conditions = system.config.student, system.conditions(batch)
-    null = system.null(conditions, batch) if system.config.network.guidance_width else None
+    told, beside = bool(system.config.network.guidance_width), "lora" in system.networks
+    guided = told or beside and bool(conditions) and system.config.null_label
     return latent_consistency(
-        system.compute, target, _asking(system.networks["teacher"]), system.process, system.seen(batch, draw), conditions,
-        null, draw, places=student.places, scales=student.scales, huber=student.huber, scaling=student.timestep_scaling,
+        system.compute, target, _base(system) if beside else _asking(system.networks["teacher"]), system.process,
+        system.seen(batch, draw), conditions, system.null(conditions, batch) if guided else None, draw, told=told,
+        places=student.places, scales=student.scales, huber=student.huber, scaling=student.timestep_scaling,
         clip=system.config.sampling.clip,
     )  # fmt: skip
 
