@@ -6,6 +6,7 @@ import math
 import pytest
 import tiny
 import torch
+import truths
 
 from hwaga.errors import InputError, Interrupted, WorkError
 from hwaga.samplers.noise import from_seed
@@ -25,30 +26,15 @@ def model():
 def test_overfits_one_batch():
     """Loss on fixed draws falls below 5 % of the first."""
     system, batch = tiny.ddpm(process={"timesteps": 50, "schedule": "cosine", "predicts": "x0"}), tiny.batch(2)
-    optimizer = torch.optim.AdamW(system.network.parameters(), 3e-3)
-    losses = []
-    for _ in range(250):
-        terms = system.loss(batch, tiny.Draw(0))
-        loss = sum(terms.values())
-        loss.backward()
-        losses.append(loss.item())
-        optimizer.step()
-        optimizer.zero_grad()
-    assert losses[-1] < 0.05 * losses[0]
+    truths.overfits(system, batch, 250)
 
 
 def test_picture_is_the_same_whatever_the_number_and_the_batches(model, monkeypatch):
-    many = paint(model, n=5, sampler="ddpm")
-    few = paint(model, n=2, sampler="ddpm")
-    monkeypatch.setattr("hwaga.systems.base.PIXELS_A_BATCH", 2 * 256)
-    split = paint(model, n=5, sampler="ddpm")
-    assert (many[:2] - few).abs().max() < 1e-5 and (many - split).abs().max() < 1e-5
+    truths.pictures_stand_alone(lambda n: paint(model, n=n, sampler="ddpm"), monkeypatch)
 
 
 def test_two_calls_are_equal_and_touch_no_global_generator(model):
-    before = torch.random.get_rng_state()
-    assert torch.equal(paint(model, n=2), paint(model, n=2))
-    assert torch.equal(before, torch.random.get_rng_state())
+    truths.two_calls_are_equal(lambda n: paint(model, n=n))
 
 
 def test_label_by_name_and_by_number_is_the_same_and_none_is_drawn_by_frequency(model):

@@ -7,6 +7,7 @@ import math
 import pytest
 import tiny
 import torch
+import truths
 from safetensors.torch import load_file
 
 import hwaga
@@ -62,14 +63,7 @@ def test_overfits_one_batch_however_it_is_told(kind, conditioning):
     if kind == "flow":
         model["process"].pop("timesteps")
     system, batch = tiny.dit(network={"conditioning": conditioning}, **model), tiny.batch(2)
-    optimizer, losses = torch.optim.AdamW(system.network.parameters(), 3e-3), []
-    for _ in range(160):
-        terms = system.loss(batch, tiny.Draw(0))
-        sum(terms.values()).backward()
-        losses.append(terms["denoising"].item())
-        optimizer.step()
-        optimizer.zero_grad()
-    assert losses[-1] < 0.05 * losses[0]
+    truths.overfits(system, batch, 160)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -228,10 +222,7 @@ def test_flips_are_seen_through_the_autoencoder(latent):
 @pytest.mark.parametrize("name", ["pixels", "latent"])
 def test_picture_is_the_same_whatever_the_number_and_the_batches(name, request, monkeypatch):
     model = request.getfixturevalue(name)
-    many, few = paint(model, n=5, sampler="ddpm"), paint(model, n=2, sampler="ddpm")
-    monkeypatch.setattr("hwaga.systems.base.PIXELS_A_BATCH", 2 * 256)
-    split = paint(model, n=5, sampler="ddpm")
-    assert (many[:2] - few).abs().max() < 1e-5 and (many - split).abs().max() < 1e-5
+    truths.pictures_stand_alone(lambda n: paint(model, n=n, sampler="ddpm"), monkeypatch)
 
 
 def test_recorded_noise_is_that_of_latents(latent):

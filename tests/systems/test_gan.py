@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+import truths
 from torch import nn
 
 import hwaga
@@ -95,26 +96,9 @@ def test_the_discriminator_learns_a_batch_by_heart_and_the_generator_follows(kin
 
 
 def test_resumed_training_is_the_uninterrupted_one_to_the_bit(tmp_path):
-    from hwaga.training import checkpoint
-
     rules = {"penalty_every": 2, "discriminator": {"kind": "dcgan", "channels": (32, 16), "norm": "spectral"}}
-    whole = trainer(tiny.gan(**rules))
-    for _ in range(7):
-        whole.step()
-    half = trainer(tiny.gan(**rules))
-    for _ in range(3):
-        half.step()
-    checkpoint.save(tmp_path / "checkpoints", 3, half, {}, {}, 2)
-    again = trainer(tiny.gan(seed=9, **rules))
-    checkpoint.load(checkpoint.latest(tmp_path / "checkpoints", print), again, {})
-    for _ in range(4):
-        again.step()
-    one, other = checkpoint.parts(whole, {}), checkpoint.parts(again, {})
-    assert one.keys() == other.keys()
-    assert any(key.endswith("downs.0.u") for tensors in one.values() for key in tensors)
-    for file, tensors in one.items():
-        for key, value in tensors.items():
-            assert torch.equal(value, other[file][key]), f"{file} {key}"
+    kept = truths.resumes_to_the_bit(lambda seed: trainer(tiny.gan(seed=seed, **rules)), tmp_path, 7, 3)
+    assert any(key.endswith("downs.0.u") for tensors in kept.values() for key in tensors)
 
 
 def test_accumulated_parts_are_the_whole_batch():
@@ -268,16 +252,11 @@ def test_held_out_pictures_tell_what_the_discriminator_makes_of_them(model):
 
 
 def test_picture_is_the_same_whatever_the_number_and_the_batches(model, monkeypatch):
-    many, few = paint(model, n=5), paint(model, n=2)
-    monkeypatch.setattr("hwaga.systems.base.PIXELS_A_BATCH", 2 * 256)
-    split = paint(model, n=5)
-    assert (many[:2] - few).abs().max() < 1e-5 and (many - split).abs().max() < 1e-5
+    truths.pictures_stand_alone(lambda n: paint(model, n=n), monkeypatch)
 
 
 def test_two_calls_are_equal_and_touch_no_global_generator(model):
-    before = torch.random.get_rng_state()
-    assert torch.equal(paint(model, n=2), paint(model, n=2))
-    assert torch.equal(before, torch.random.get_rng_state())
+    truths.two_calls_are_equal(lambda n: paint(model, n=n))
 
 
 def test_label_by_name_and_by_number_is_the_same_and_changes_the_picture(model):

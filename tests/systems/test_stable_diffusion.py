@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
+import truths
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -426,14 +427,7 @@ def test_overfits_one_batch_of_captioned_pictures():
         tiny.stable_diffusion(process={"timesteps": 50, "predicts": "x0"}, text_dropout=0.0),
         tiny.captions(2),
     )
-    optimizer, losses = torch.optim.AdamW(system.network.parameters(), 5e-3), []
-    for _ in range(80):
-        loss = sum(system.loss(batch, tiny.Draw(0)).values())
-        loss.backward()
-        losses.append(loss.item())
-        optimizer.step()
-        optimizer.zero_grad()
-    assert losses[-1] < 0.05 * losses[0]
+    truths.overfits(system, batch, 80, rate=5e-3)
 
 
 @pytest.mark.parametrize("make", [tiny.stable_diffusion, xl])

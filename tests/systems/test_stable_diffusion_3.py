@@ -6,6 +6,7 @@ import warnings
 import pytest
 import tiny
 import torch
+import truths
 from safetensors.torch import load_file, save_file
 
 import hwaga
@@ -102,14 +103,7 @@ def test_long_prompts_are_read_in_as_many_pieces_as_each_kind_of_encoder_needs(m
 
 def test_overfits_one_batch():
     system, batch = tiny.stable_diffusion_3(third=False, text_dropout=0.0), tiny.captions(2)
-    optimizer, losses = torch.optim.AdamW(system.network.parameters(), 3e-3), []
-    for _ in range(150):
-        terms = system.loss(batch, tiny.Draw(0))
-        sum(terms.values()).backward()
-        losses.append(terms["denoising"].item())
-        optimizer.step()
-        optimizer.zero_grad()
-    assert losses[-1] < 0.05 * losses[0]
+    truths.overfits(system, batch, 150)
 
 
 def test_gradient_of_the_loss_reaches_every_parameter_that_anyone_reads():

@@ -5,6 +5,7 @@ import math
 import pytest
 import tiny
 import torch
+import truths
 
 from hwaga import running
 from hwaga.errors import InputError, WorkError
@@ -217,12 +218,8 @@ def test_resumed_run_equals_the_uninterrupted(run, tmp_path):
 @pytest.mark.parametrize("name", ["vector", "latent_map"])
 def test_picture_is_the_same_whatever_the_number_and_the_batches(name, request, monkeypatch):
     model = request.getfixturevalue(name)
-    many, few = paint(model, n=5), paint(model, n=2)
-    monkeypatch.setattr("hwaga.systems.base.PIXELS_A_BATCH", 2 * 256)
-    split = paint(model, n=5)
-    assert (many[:2] - few).abs().max() < 1e-5 and (many - split).abs().max() < 1e-5
-    before = torch.random.get_rng_state()
-    assert torch.equal(paint(model, n=2), paint(model, n=2)) and torch.equal(before, torch.random.get_rng_state())
+    truths.pictures_stand_alone(lambda n: paint(model, n=n), monkeypatch)
+    truths.two_calls_are_equal(lambda n: paint(model, n=n))
 
 
 def test_recorded_noise_repeats_a_call_and_temperature_scales_it(vector):
