@@ -11,8 +11,8 @@ DDIM in the same number of steps from its averaged weights, and is judged agains
 that of as many real training pictures). Each row is written as it is done, and is not measured again; paces, trained weights and
 painted pictures are kept in --out, so that a stopped run goes on from there.
 
-hwaga: recipe openmoji/ddpm-quick, as it is, in float32. denoising-diffusion-pytorch: its Unet (dim 64, its defaults) and one of hwaga's
-size, GaussianDiffusion and the settings of its Trainer. diffusers: UNet2DModel as google/ddpm-cifar10-32 has it and one of
+hwaga: recipe openmoji/ddpm-quick, as it is, in float32. denoising-diffusion-pytorch: its Unet (dim 64, its defaults) and one of
+hwaga's size, GaussianDiffusion and the settings of its Trainer. diffusers: UNet2DModel as google/ddpm-cifar10-32 has it and one of
 hwaga's size, in the loop of its unconditional example (which has no default network of this picture size).
 """
 
