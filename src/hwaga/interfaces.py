@@ -154,6 +154,4 @@ class Stage:
     # buffers that are measured over training pictures whenever the model is saved, {network: {name: value}} (the scale of
     # latents): given the pictures of the split in batches, as many as it wants; no step of training looks at them
     batch_statistics: bool = False  # True where a loss needs the whole batch at once (minibatch deviation)
-    gathers: bool = (
-        False  # True where a loss compares the pictures of a batch and asks the other processes for theirs itself
-    )
+    gathers: bool = False  # True where a loss compares the pictures of a batch and asks other processes for theirs

@@ -89,8 +89,8 @@ class Words(Readers):
         """There is always something to guide by: the words, against none."""
 
     def check_words(self, request: Any) -> None:
-        super().check_words(request)
         if self.config.network.in_channels == self.config.network.out_channels + 1 and not self.has_depth(request):
             raise InputError(
                 "this model is told a depth; give it: depth=PICTURE, near is bright (hwaga control PICTURE --kind depth makes one)"
             )
+        super().check_words(request)

@@ -36,7 +36,7 @@ from ..weights.lora import Place, plain
 from ..weights.mapped import Renamed
 from . import autoencoder
 from .keys import Moved
-from .stored import dtypes_of
+from .stored import as_stored, dtypes_of
 
 UNET, EMA, CODEC = "model.diffusion_model.", "model_ema.", "first_stage_model."
 SCALES = {"1": 0.18215, "2": 0.18215, "xl": 0.13025}  # of latents, by family
@@ -400,6 +400,13 @@ def codec_of(
     layout = {"dtypes": dtypes_of(ours)}
     whole = Renamed(ours, {name: name for name in ours}, more={"shift": shift, "scale": scale})
     return autoencoder.Found(config, whole, where, layout, size=(0, 0))
+
+
+def codec_tensors(codec: Any, layout: Mapping[str, Any] | None) -> dict[str, Tensor]:
+    """The way back of `codec_of`: the autoencoder's tensors as a file has them, in the dtypes that it had."""
+    plain = {name: value for name, value in codec.state_dict().items() if name not in autoencoder.BUFFERS}
+    typed = as_stored(plain, (layout or {}).get("dtypes"))
+    return {CODEC + name: v for name, v in autoencoder.to_ldm(typed, len(codec.config.channels)).items()}
 
 
 def spelled(network: Any) -> dict[str, Place]:

@@ -35,6 +35,7 @@ from .ldm import (
     Encoder,
     Said,
     codec_of,
+    codec_tensors,
     family_of,
     from_header,
     own_header,
@@ -220,9 +221,7 @@ def public_tensors(networks: Mapping[str, Any], family: str, layout: Mapping[str
     unet, codec = networks["network"], networks["autoencoder"]
     own = as_stored(unet.state_dict(), (layout.get("unet") or {}).get("dtypes"))
     found = {UNET + old: own[ours] for ours, old in unet_names(own, unet.config).items()}
-    plain = {name: value for name, value in codec.state_dict().items() if name not in autoencoder.BUFFERS}
-    plain = as_stored(plain, (layout.get("vae") or {}).get("dtypes"))
-    found |= {CODEC + name: v for name, v in autoencoder.to_ldm(plain, len(codec.config.channels)).items()}
+    found |= codec_tensors(codec, layout.get("vae"))
     for name, encoder in ENCODERS[family].items():
         dtypes = {
             n if n == "" or n.startswith(("text_model.", "text_projection")) else f"text_model.{n}": kind

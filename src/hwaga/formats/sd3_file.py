@@ -217,10 +217,7 @@ def public_tensors(networks: Mapping[str, Any], layout: Mapping[str, Any]) -> di
     kinds = how.get("file") or ({"": most} if most else None)
     found = {layout.get("lead", LEAD) + name: value for name, value in as_stored(public, kinds).items()}
     if "autoencoder" in networks:
-        codec = networks["autoencoder"]
-        plain = {name: value for name, value in codec.state_dict().items() if name not in autoencoder.BUFFERS}
-        plain = as_stored(plain, (layout.get("vae") or {}).get("dtypes"))
-        found |= {ldm.CODEC + name: v for name, v in autoencoder.to_ldm(plain, len(codec.config.channels)).items()}
+        found |= ldm.codec_tensors(networks["autoencoder"], layout.get("vae"))
     for name, prefix in PREFIXES.items():
         if name in networks:
             tensors = as_stored(networks[name].state_dict(), (layout.get(name) or {}).get("dtypes"))

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..interfaces import Point, Step
+from .guidance import pushed
 
 NextLogits = Callable[[Tensor], Tensor]
 """next_logits(tokens (n, l)) -> (n, k): logits of the token at place l; called for l = 0, 1, 2, ... in turn."""
@@ -114,11 +115,11 @@ def guided(next_logits: NextLogits, scale: float) -> NextLogits:
     """Classifier-free guidance: l_0 + s (l - l_0). `next_logits` gives 2n rows, first those of l_0, which were told nothing.
     Source: Ho and Salimans 2022, eq. 6, on logits (Gafni et al. 2022, section 3.4)."""
 
-    def pushed(tokens: Tensor) -> Tensor:
+    def both(tokens: Tensor) -> Tensor:
         null, told = next_logits(torch.cat([tokens, tokens])).chunk(2)
-        return null + scale * (told - null)
+        return pushed(null, told, scale, null.shape[1])
 
-    return pushed
+    return both
 
 
 def _start(place: int, window: int, whole: int) -> int:
